@@ -1,0 +1,160 @@
+"""Simulate undersampled head scans and train the prior that ships with mrgen, without a clean image.
+
+    python examples/train_bundled_prior.py simulate --images brain_t1_slices.npz --work runs/head --scans 2400
+    python examples/train_bundled_prior.py train --work runs/head -o runs/head/gsure.safetensors
+    python examples/train_bundled_prior.py em --work runs/head --prior runs/head/gsure.safetensors
+    python examples/train_bundled_prior.py train --work runs/head --images-from em -o runs/head/em.safetensors
+
+`brain_t1_slices.npz` holds `slices` (n, y, x) uint8 and `subject` (n,): axial T1 slices of the Pediatric Template of
+Brain Perfusion (Avants et al., Scientific Data 2015, doi 10.1038/sdata.2015.3). Subjects from 53 on are kept for
+validation. The clean images are written to a folder of their own, which only the supervised oracle reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mrgen.physics.fourier import ifft2c
+from mrgen.physics.masks import sampling_mask
+from mrgen.physics.noise import whiten, whitening_matrix
+from mrgen.posterior.reconstruct import posterior_samples
+from mrgen.prior.data import CachedSlices, Item, TrainingSet, item_of, write_item
+from mrgen.prior.files import load_prior, read_safetensors, write_safetensors
+from mrgen.prior.train import train
+from mrgen.scans.prepare import noise_covariance, prepare_slice
+from mrgen.scans.scan import Slice
+from mrgen.scans.simulate import simulate_kspace, uniform, vary_head
+from mrgen.settings import Protocol, Recipe, load
+
+FIRST_VALIDATION_SUBJECT = 53
+CANVAS = (240, 208)  # field of view, template pixels of 1 mm
+MATRICES = ((240, 208), (240, 208), (208, 176), (176, 144), (144, 128))  # drawn with equal probability
+SIGMA = (0.004, 0.04)  # noise std over the 99th percentile of the image, log-uniform
+COILS = (8, 13)
+
+
+def simulate_scan(image: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Noisy and noise-free raw k-space (coil, ky, kx) of one varied head."""
+    matrix = MATRICES[int(torch.randint(len(MATRICES), (), generator=generator))]
+    head = vary_head(image, CANVAS, matrix, generator)
+    if uniform(0, 1, generator) < 0.5:
+        head = head.mT
+    sigma = math.exp(uniform(math.log(SIGMA[0]), math.log(SIGMA[1]), generator))
+    coils = int(torch.randint(COILS[0], COILS[1], (), generator=generator))
+    noisy, clean, _ = simulate_kspace(head, coils, sigma, generator)
+    return noisy, clean
+
+
+def prepare(noisy: Tensor, clean: Tensor, mask: Tensor) -> tuple[Slice, Tensor]:
+    """The undersampled slice, and the clean complex image (y, x) that its maps and scale make."""
+    slice_ = prepare_slice(noisy, None, undersample=mask, keep_reference=True)
+    covariance, _ = noise_covariance(noisy, None)
+    coil_images = ifft2c(whiten(clean, whitening_matrix(covariance))) * slice_.sigma0
+    return slice_, (slice_.maps.conj() * coil_images).sum(0)
+
+
+def simulate(args: argparse.Namespace) -> None:
+    protocol = load(Protocol, args.protocol)
+    with np.load(args.images) as data:
+        keep = data["subject"] < FIRST_VALIDATION_SUBJECT
+        slices = data["slices"][keep]
+    shard, shards = (int(n) for n in args.shard.split("/"))
+    sampling = protocol.sampling
+    for number in range(shard, args.scans, shards):
+        generator = torch.Generator().manual_seed(7_000_000 + number)
+        image = torch.tensor(slices[number % len(slices)], device=args.device).float() / 255
+        noisy, clean = simulate_scan(image, generator)
+        acceleration = sampling.acceleration[int(torch.randint(len(sampling.acceleration), (), generator=generator))]
+        mask = sampling_mask(sampling.pattern, noisy.shape[-1], acceleration, sampling.center_fraction, generator)
+        slice_, target = prepare(noisy, clean, mask.to(args.device))
+        write_item(args.work / "measured" / f"{number:05d}.safetensors", item_of(slice_, sampling))
+        write_safetensors(args.work / "clean" / f"{number:05d}.safetensors", {"image": target}, {})
+        if number % 100 == shard:
+            print(f"simulated {number} of {args.scans}: sigma0 {slice_.sigma0:.4f}, {tuple(noisy.shape)}", flush=True)
+
+
+def measured_set(work: Path, device: str) -> TrainingSet:
+    """Every measured slice, in memory on `device`."""
+    cached = CachedSlices(sorted((work / "measured").glob("*.safetensors")))
+
+    def fetch(i: int) -> Item:
+        c = cached[i]
+        return Item(c.kspace.to(device), c.mask.to(device), c.maps.to(device), c.weights.to(device), c.sigma0)
+
+    with ThreadPoolExecutor(8) as pool:
+        items = list(pool.map(fetch, range(len(cached))))
+    return TrainingSet(items, [i.shape for i in items], f"simulated-{len(items)}")
+
+
+def image_set(folder: Path, device: str) -> TrainingSet:
+    """Every image of a folder: the clean ones for the oracle, posterior samples for EM."""
+    images = [read_safetensors(f)[0]["image"].to(device) for f in sorted(folder.glob("*.safetensors"))]
+    return TrainingSet.from_images([i for stack in images for i in stack.reshape(-1, *stack.shape[-2:])], f"{folder.name}-{len(images)}")
+
+
+def learn(args: argparse.Namespace) -> None:
+    protocol = load(Protocol, args.protocol)
+    changes = {k: getattr(args, k) for k in ("objective", "basis", "steps", "batch", "learning_rate", "sigma_min") if getattr(args, k) is not None}
+    if args.images_from:
+        changes["objective"] = "supervised"
+    protocol = protocol.model_copy(update={"training": protocol.training.model_copy(update=changes)})
+    supervised = protocol.training.objective == "supervised"
+    data = image_set(args.work / (args.images_from or "clean"), args.device) if supervised else measured_set(args.work, args.device)
+    start = None
+    if args.start:
+        start = {k: v.float() for k, v in read_safetensors(args.start)[0].items()}
+    train(data, protocol, args.out, device=args.device, seconds=args.seconds, start=start, report=lambda t: print(t, flush=True))
+
+
+def expectation(args: argparse.Namespace) -> None:
+    """E-step: posterior samples of every training scan under the current prior."""
+    prior = load_prior(args.prior, args.device, amp=args.device != "cpu")
+    recipe = Recipe(description="E-step", steps=args.e_steps, samples=2, cg_iterations=15)
+    cached = CachedSlices(sorted((args.work / "measured").glob("*.safetensors")))
+    shard, shards = (int(n) for n in args.shard.split("/"))
+    for number in range(shard, len(cached), shards):
+        item = cached[number]
+        slice_ = Slice(item.kspace, item.mask, item.maps, item.sigma0, 1.0, None).to(args.device)
+        generator = torch.Generator(args.device).manual_seed(args.seed * 100_000 + number)
+        samples = posterior_samples(slice_, prior, recipe, generator)
+        write_safetensors(args.work / args.into / cached.files[number].name, {"image": samples}, {})
+        if number % 100 == shard:
+            print(f"sampled {number} of {len(cached)}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("simulate", "train", "em"))
+    parser.add_argument("--work", type=Path, required=True, help="folder for scans, samples and checkpoints")
+    parser.add_argument("--images", type=Path, help="brain_t1_slices.npz")
+    parser.add_argument("--scans", type=int, default=2400)
+    parser.add_argument("--shard", default="0/1", help="k/n: this process does every n-th scan from k")
+    parser.add_argument("--protocol", default="head")
+    parser.add_argument("--objective", choices=("gsure", "supervised"))
+    parser.add_argument("--basis", choices=("sense", "fourier"))
+    parser.add_argument("--images-from", help="train on the images of this folder of --work (the M-step of EM)")
+    parser.add_argument("--into", default="em", help="folder of --work for the samples of the E-step")
+    parser.add_argument("--start", type=Path, help="prior to start from")
+    parser.add_argument("--prior", type=Path, help="prior of the E-step")
+    parser.add_argument("--e-steps", type=int, default=16, help="network calls of a sample in the E-step")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--sigma-min", type=float)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="stop after this time, to be resumed")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("-o", "--out", type=Path)
+    args = parser.parse_args()
+    {"simulate": simulate, "train": learn, "em": expectation}[args.stage](args)
+
+
+if __name__ == "__main__":
+    main()

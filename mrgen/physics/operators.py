@@ -1,0 +1,111 @@
+"""Linear operators that compose like their formulas.
+
+The forward model of a scan is y = M F S x + z, written `Mask(m) @ Fourier(shape) @ Coils(maps)`:
+S multiplies by the coil maps, F is the centred orthonormal Fourier transform, M keeps the sampled points.
+
+Shapes name the trailing axes that an operator acts on; any leading batch axes pass through and broadcast.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+from mrgen.physics.fourier import fft2c, ifft2c
+
+Shape = tuple[int, ...]
+
+
+class LinearOperator:
+    """A linear map from `domain` to `range_` (trailing shapes) with its adjoint."""
+
+    domain: Shape
+    range_: Shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise TypeError(f"{type(self).__name__} defines no forward")
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        raise TypeError(f"{type(self).__name__} defines no adjoint")
+
+    def normal(self, x: Tensor) -> Tensor:
+        return self.adjoint(self.forward(x))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.forward(x)
+
+    def __matmul__(self, right: LinearOperator) -> LinearOperator:
+        return Composition(self, right)
+
+    def dense(self) -> Tensor:
+        """The matrix of the operator, complex128, (prod(range), prod(domain)); for small shapes only."""
+        basis = torch.eye(prod(self.domain), dtype=torch.complex128).reshape(-1, *self.domain)
+        return torch.stack([self.forward(e).reshape(-1) for e in basis], dim=1)
+
+
+class Composition(LinearOperator):
+    """`left @ right`: right acts first."""
+
+    def __init__(self, left: LinearOperator, right: LinearOperator) -> None:
+        if left.domain != right.range_:
+            raise ValueError(f"cannot compose: left takes {left.domain}, right gives {right.range_}")
+        self.left, self.right = left, right
+        self.domain, self.range_ = right.domain, left.range_
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.left.forward(self.right.forward(x))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.right.adjoint(self.left.adjoint(y))
+
+
+class Fourier(LinearOperator):
+    """F: image to centred k-space over the last two axes of `shape`."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.domain = self.range_ = tuple(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fft2c(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return ifft2c(y)
+
+
+class Coils(LinearOperator):
+    """S: image (..., y, x) to coil images (..., coil, y, x); `maps` is (..., coil, y, x).
+
+    With sum_c |S_c|^2 = 1 on the support, S^H S is the indicator of the support.
+    """
+
+    def __init__(self, maps: Tensor) -> None:
+        self.maps = maps
+        self.domain, self.range_ = tuple(maps.shape[-2:]), tuple(maps.shape[-3:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.maps * x.unsqueeze(-3)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return (self.maps.conj() * y).sum(-3)
+
+
+class Mask(LinearOperator):
+    """M: zero what was not sampled. `mask` (0 or 1) broadcasts against `shape`, e.g. (1, kx) for lines."""
+
+    def __init__(self, mask: Tensor, shape: Shape) -> None:
+        self.mask = mask
+        self.domain = self.range_ = tuple(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mask * x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.mask * y
+
+
+def sense(maps: Tensor, mask: Tensor) -> LinearOperator:
+    """A = M F S for `maps` (..., coil, y, x) and `mask` broadcastable to (..., coil, ky, kx)."""
+    shape = tuple(maps.shape[-3:])
+    return Mask(mask, shape) @ Fourier(shape) @ Coils(maps)

@@ -1,0 +1,114 @@
+"""`reconstruct`: a prepared slice and a recipe to a `Reconstruction`.
+
+Statistics are those of magnitude images: magnitude first, then mean and std over the samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mrgen.errors import MrgenError
+from mrgen.posterior.baselines import cg_sense, l1_wavelet, zero_filled
+from mrgen.posterior.guidance import Proximal, power_spectrum
+from mrgen.posterior.samplers import SAMPLERS, noise_levels
+from mrgen.prior.files import Prior
+from mrgen.prior.objectives import complex_noise
+from mrgen.scans.scan import Slice
+from mrgen.settings import Recipe, load
+
+CPU_CHUNK, GPU_CHUNK = 1, 32  # samples computed together; on a CPU a batch is no faster than its items
+START_ITERATIONS = 10  # of the CG-SENSE image from which sampling starts
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Images (y, x) of one slice, magnitudes in scaled units."""
+
+    mean: Tensor
+    std: Tensor | None  # over the samples, unbiased; None for a method that gives one image
+    samples: Tensor | None  # (n, y, x)
+    zero_filled: Tensor
+    baselines: dict[str, Tensor]  # by recipe name
+
+
+def posterior_samples(
+    slice_: Slice,
+    prior: Prior,
+    recipe: Recipe,
+    generator: torch.Generator,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """`recipe.samples` complex posterior samples (n, y, x) of a slice, in scaled units.
+
+    Sampling starts from CG-SENSE plus noise at recipe.sigma_max, where the low frequencies, stronger than any
+    sigma_max, are measured. `progress(done, total)` counts network steps. Raises MrgenError on NaN.
+    """
+    operator = slice_.operator()
+    device = slice_.kspace.device
+    if recipe.covariance == "spectral":
+        power = power_spectrum(slice_)
+    else:
+        power = torch.tensor(float(prior.metadata["sigma_data"]) ** 2, device=device)
+    sigmas = noise_levels(recipe.sigma_max, max(prior.sigma_min, slice_.sigma0 / 4), recipe.steps)
+    start = cg_sense(slice_, regularisation=0.01, iterations=START_ITERATIONS)
+    chunk = CPU_CHUNK if device.type == "cpu" else GPU_CHUNK
+    calls = recipe.steps * (2 if recipe.sampler == "heun" else 1)
+    counts = [min(chunk, recipe.samples - s) for s in range(0, recipe.samples, chunk)]
+    samples = []
+    for number, count in enumerate(counts):
+        done = 0
+
+        def counted(x_t: Tensor, sigma: Tensor, number: int = number) -> Tensor:
+            nonlocal done
+            done += 1
+            if progress is not None:
+                progress(number * calls + done, len(counts) * calls)
+            return prior(x_t, sigma)
+
+        denoise = Proximal(
+            counted,
+            operator,
+            slice_.kspace,
+            slice_.sigma0,
+            power,
+            iterations=recipe.cg_iterations,
+            draw=generator if recipe.sampler == "decoupled" else None,
+        )
+        x = start.expand(count, -1, -1)
+        x = x + recipe.sigma_max * complex_noise(x, generator)
+        with torch.inference_mode():
+            sample = SAMPLERS[recipe.sampler](denoise, x, sigmas, generator)
+        if not torch.isfinite(torch.view_as_real(sample)).all():
+            raise MrgenError(f"sampling diverged (NaN) with sampler {recipe.sampler!r}: use more steps or CG iterations")
+        samples.append(sample)
+    return torch.cat(samples)
+
+
+def reconstruct(
+    slice_: Slice,
+    prior: Prior | None,
+    recipe: Recipe,
+    generator: torch.Generator,
+    progress: Callable[[int, int], None] | None = None,
+) -> Reconstruction:
+    """Reconstruct one slice by `recipe`; a posterior recipe needs a prior and adds the L1-wavelet image.
+
+    `generator` lives on the slice's device. Raises MrgenError as `posterior_samples` does.
+    """
+    zero = zero_filled(slice_).abs()
+    if recipe.method == "zero-filled":
+        return Reconstruction(zero, None, None, zero, {})
+    if recipe.method == "sense":
+        return Reconstruction(cg_sense(slice_, recipe.regularisation, recipe.iterations).abs(), None, None, zero, {})
+    if recipe.method == "l1-wavelet":
+        return Reconstruction(l1_wavelet(slice_, recipe.regularisation, recipe.iterations).abs(), None, None, zero, {})
+    if prior is None:
+        raise MrgenError("a posterior recipe needs a prior; give one with --prior")
+    magnitudes = posterior_samples(slice_, prior, recipe, generator, progress).abs()
+    wavelet = load(Recipe, "l1-wavelet")
+    baselines = {"l1-wavelet": l1_wavelet(slice_, wavelet.regularisation, wavelet.iterations).abs()}
+    return Reconstruction(magnitudes.mean(0), magnitudes.std(0), magnitudes, zero, baselines)

@@ -1,0 +1,92 @@
+"""Samplers: from noise at sigma_max to an image, given any denoiser; prior or posterior, they cannot tell.
+
+Each is a plain function (denoise, x, sigmas, generator) -> x_0, with x (batch, y, x) at noise level sigmas[0] and
+`sigmas` falling. All follow dx/dsigma = (x - D(x, sigma)) / sigma, the probability-flow ODE (Song et al., arXiv
+2011.13456) in the notation of Karras et al., arXiv 2206.00364, and all end with the denoised image at the last level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mrgen.prior.denoiser import Denoise
+from mrgen.prior.objectives import complex_noise
+
+Sampler = Callable[[Denoise, Tensor, Tensor, torch.Generator], Tensor]
+
+
+def noise_levels(sigma_max: float, sigma_min: float, steps: int, rho: float = 7.0) -> Tensor:
+    """`steps` falling levels (steps,) between the two, dense near sigma_min (Karras et al., equation 5)."""
+    t = torch.linspace(0, 1, steps)
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return (high + t * (low - high)) ** rho
+
+
+def _at(sigma: Tensor, x: Tensor) -> Tensor:
+    return sigma.to(x.device).expand(len(x))
+
+
+def ddim(denoise: Denoise, x: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor:
+    """Euler steps of the ODE, deterministic (Song et al., arXiv 2010.02502)."""
+    for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+        clean = denoise(x, _at(now, x))
+        x = clean + (after / now) * (x - clean)
+    return denoise(x, _at(sigmas[-1], x))
+
+
+def multistep(denoise: Denoise, x: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor:
+    """Second order at one call per step: DPM-Solver++(2M), Lu et al., arXiv 2211.01095, algorithm 2.
+
+    With h = log(sigma_i / sigma_{i+1}): x <- (sigma_{i+1} / sigma_i) x + (1 - exp(-h)) (D_i + h / (2 h_before)
+    (D_i - D_{i-1})).
+    """
+    before: Tensor | None = None
+    h_before = torch.tensor(1.0)
+    for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+        clean = denoise(x, _at(now, x))
+        h = (now / after).log()
+        target = clean if before is None else clean + h / (2 * h_before) * (clean - before)
+        x = (after / now) * x + (1 - after / now) * target
+        before, h_before = clean, h
+    return denoise(x, _at(sigmas[-1], x))
+
+
+def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor:
+    """Heun's second-order steps, two calls each (Karras et al., algorithm 1)."""
+    for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+        slope = (x - denoise(x, _at(now, x))) / now
+        ahead = x + (after - now) * slope
+        slope_ahead = (ahead - denoise(ahead, _at(after, x))) / after
+        x = x + (after - now) * (slope + slope_ahead) / 2
+    return denoise(x, _at(sigmas[-1], x))
+
+
+def ancestral(denoise: Denoise, x: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor:
+    """DDPM's stochastic steps (Ho et al., arXiv 2006.11239) in sigma: down to the mean, then fresh noise."""
+    for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+        clean = denoise(x, _at(now, x))
+        ratio = (after / now).square()
+        x = clean + ratio * (x - clean) + after * (1 - ratio).sqrt() * complex_noise(x, generator)
+    return denoise(x, _at(sigmas[-1], x))
+
+
+def decoupled(denoise: Denoise, x: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor:
+    """Decoupled annealing (Zhang et al., arXiv 2407.01521): an estimate of x_0, then all noise anew.
+
+    For a denoiser that draws from p(x | x_t, y) instead of giving its mean; errors of one level do not accumulate.
+    """
+    for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+        x = denoise(x, _at(now, x)) + after * complex_noise(x, generator)
+    return denoise(x, _at(sigmas[-1], x))
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "ddim": ddim,
+    "multistep": multistep,
+    "heun": heun,
+    "ancestral": ancestral,
+    "decoupled": decoupled,
+}

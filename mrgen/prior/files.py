@@ -1,0 +1,89 @@
+"""Prior files: safetensors with half-precision weights and JSON metadata; nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mrgen.errors import MrgenError
+from mrgen.prior.denoiser import Denoiser
+from mrgen.settings import Network
+
+FORMAT = "mrgen-prior-1"
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A trained denoiser with where it came from; call it as D(x_t, sigma)."""
+
+    denoiser: Denoiser
+    metadata: dict[str, Any]
+    sha256: str
+
+    @property
+    def sigma_min(self) -> float:
+        """Smallest noise level the prior was trained on, in scaled image units."""
+        return float(self.metadata["sigma_min"])
+
+    @property
+    def sigma_max(self) -> float:
+        """Largest noise level the prior was trained on, in scaled image units."""
+        return float(self.metadata["sigma_max"])
+
+    def __call__(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        out: Tensor = self.denoiser(x_t, sigma)
+        return out
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write through a temporary file, so that an interruption leaves the old file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, partial, {"mrgen": json.dumps(metadata)})
+    os.replace(partial, path)
+
+
+def read_safetensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a file written by `write_safetensors`. Raises MrgenError."""
+    if not path.is_file():
+        raise MrgenError(f"no such file: {path}")
+    try:
+        with safe_open(path, "pt", device=device) as file:
+            metadata = json.loads((file.metadata() or {})["mrgen"])
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except (SafetensorError, KeyError, json.JSONDecodeError):
+        raise MrgenError(f"{path} is not a file that mrgen wrote; expected safetensors with mrgen metadata") from None
+
+
+def save_prior(path: Path, weights: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write a prior: `weights` in float16, `metadata` with network, sigma_data, sigma_min and sigma_max."""
+    write_safetensors(path, {k: v.half() for k, v in weights.items()}, {"format": FORMAT, **metadata})
+
+
+def load_prior(path: Path, device: str = "cpu", amp: bool = False) -> Prior:
+    """The prior of a file, in float32 and evaluation mode. Raises MrgenError."""
+    weights, metadata = read_safetensors(path)
+    try:
+        if metadata.get("format") != FORMAT:
+            raise MrgenError(f"{path} is not a prior ({metadata.get('format')!r} instead of {FORMAT!r})")
+        denoiser = Denoiser(Network(**metadata["network"]), float(metadata["sigma_data"]), amp)
+        denoiser.load_state_dict({k: v.float() for k, v in weights.items()})
+    except (KeyError, ValidationError, RuntimeError) as error:
+        raise MrgenError(f"{path}: the prior's metadata and weights do not belong together ({error})") from None
+    denoiser = denoiser.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Prior(denoiser, metadata, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def bundled_prior() -> Path:
+    """The prior that ships with mrgen."""
+    return Path(__file__).with_name("head.safetensors")

@@ -1,0 +1,184 @@
+"""What `mrgen recon` leaves in its output folder: <stem>.h5, report.json and figure.png.
+
+Every file is written under a temporary name and renamed at the very end, so an interruption leaves either the
+old files or the new ones, never half of one. Nothing that identifies a person is written: the scan's header has
+been stripped where it was read, and no path or attribute of the input is copied.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from mrgen.errors import MrgenError
+from mrgen.review.figure import NOTICE, save_figure
+from mrgen.review.metrics import Array, scores
+from mrgen.scans.header import anonymous_header
+
+DEFINITIONS = (
+    "Against the RSS of the whitened, fully sampled coil images; peak = maximum of the reference volume. psnr_fit: "
+    "PSNR (dB) after the best scalar fit, of each slice or of the whole volume; psnr (dB), ssim and nmse without "
+    "a fit, as in fastmri.evaluate."
+)
+Scores = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A reconstructed scan in the units of its input; images are (slice, y, x), float32."""
+
+    images: dict[str, Array]  # zero_filled, l1_wavelet where computed, and last the reconstruction
+    std: Array | None  # std over the samples; None for a recipe without samples
+    reference: Array | None
+    mask: Array  # (kx,) lines sampled
+    first_slice: int  # index in the input of the first slice reconstructed
+    sigma0: list[float]  # noise std of each slice, in scaled units
+    noise_from: str
+    seed: int
+    samples: int | None
+    prior_sha256: str | None
+    recipe: dict[str, Any]  # the recipe's name and settings
+    header: str | None
+    seconds: dict[str, float]
+
+    @property
+    def acceleration(self) -> float:
+        """R as achieved: lines in all over lines sampled."""
+        return self.mask.size / float(self.mask.sum())
+
+    def volume_scores(self) -> Scores:
+        """Figures of every image over the whole volume, by image name; empty without a reference."""
+        if self.reference is None:
+            return {}
+        return {name: scores(image, self.reference) for name, image in self.images.items()}
+
+    def slice_scores(self, i: int) -> Scores:
+        """Figures of every image of the i-th reconstructed slice, with the volume's peak."""
+        if self.reference is None:
+            return {}
+        peak = float(self.reference.max())
+        return {name: scores(image[i], self.reference[i], peak) for name, image in self.images.items()}
+
+
+def mrgen_version() -> str:
+    """Version of the installed package; a checkout that is not installed says so."""
+    try:
+        return installed_version("mrgen")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def prepare_output_dir(path: Path) -> None:
+    """Make the folder and try to write to it, before anything is computed. Raises MrgenError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise MrgenError(f"cannot write to the output folder {path}: {error.strerror}; choose another") from None
+
+
+@contextmanager
+def replacing(paths: list[Path]) -> Iterator[list[Path]]:
+    """Temporary names beside `paths`, renamed to them together when the block ends well, removed when not."""
+    partial = [p.with_name(p.name + ".partial") for p in paths]
+    try:
+        yield partial
+        for temporary, path in zip(partial, paths, strict=True):
+            os.replace(temporary, path)
+    finally:
+        for temporary in partial:
+            temporary.unlink(missing_ok=True)
+
+
+def write_result(out_dir: Path, stem: str, result: Result) -> list[Path]:
+    """Write the three files and return their paths. Raises MrgenError when the disk refuses."""
+    paths = [out_dir / f"{stem}.h5", out_dir / "report.json", out_dir / "figure.png"]
+    try:
+        with replacing(paths) as (volume, report, figure):
+            _write_volume(volume, result)
+            report.write_text(json.dumps(_finite(_report(result)), indent=2, allow_nan=False) + "\n")
+            _write_figure(figure, result)
+    except OSError as error:
+        raise MrgenError(f"could not write the result to {out_dir} ({error}): free space or choose another") from None
+    return paths
+
+
+def _write_volume(path: Path, result: Result) -> None:
+    arrays = {**result.images, "std": result.std, "reference": result.reference, "mask": result.mask}
+    attributes = {
+        "R": result.acceleration,
+        "seed": result.seed,
+        "n_samples": result.samples,
+        "prior_sha256": result.prior_sha256,
+        "recipe": result.recipe["name"],
+        "first_slice": result.first_slice,
+        "mrgen_version": mrgen_version(),
+        "notice": NOTICE,
+    }
+    with h5py.File(path, "w") as file:
+        for name, array in arrays.items():
+            if array is not None:
+                file[name] = np.asarray(array, dtype=np.float32)
+        if result.header is not None:
+            file["ismrmrd_header"] = anonymous_header(result.header)
+        for name, value in attributes.items():
+            if value is not None:
+                file.attrs[name] = value
+
+
+def _report(result: Result) -> dict[str, Any]:
+    count = len(result.images["reconstruction"])
+    report: dict[str, Any] = {
+        "notice": NOTICE,
+        "mrgen_version": mrgen_version(),
+        "slices": [result.first_slice, result.first_slice + count],
+        "R": result.acceleration,
+        "lines": {"sampled": int(result.mask.sum()), "all": int(result.mask.size)},
+        "noise": {"sigma0_scaled_units": result.sigma0, "from": result.noise_from},
+        "recipe": result.recipe,
+        "seed": result.seed,
+        "n_samples": result.samples,
+        "prior_sha256": result.prior_sha256,
+        "seconds": result.seconds,
+    }
+    if result.samples is not None:
+        report["std_relative_sampling_error"] = 1 / math.sqrt(2 * (result.samples - 1))
+    if result.reference is not None:
+        slices = [{"slice": result.first_slice + i, **result.slice_scores(i)} for i in range(count)]
+        report["metrics"] = {"definitions": DEFINITIONS, "volume": result.volume_scores(), "slices": slices}
+    return report
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity (the PSNR of a perfect image): such a number becomes null."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write_figure(path: Path, result: Result) -> None:
+    i = len(result.images["reconstruction"]) // 2
+    save_figure(
+        path,
+        images={name: image[i] for name, image in result.images.items()},
+        std=None if result.std is None else result.std[i],
+        samples=result.samples,
+        reference=None if result.reference is None else result.reference[i],
+        scores=result.slice_scores(i),
+        mask=result.mask,
+        title=f"mrgen {result.recipe['name']}, slice {result.first_slice + i}, R = {result.acceleration:.1f}",
+    )

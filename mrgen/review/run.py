@@ -1,0 +1,107 @@
+"""A whole scan through one recipe: prepare each slice, reconstruct it, and gather the `Result`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mrgen.errors import MrgenError
+from mrgen.physics.fourier import centre_crop
+from mrgen.posterior.reconstruct import Reconstruction, reconstruct
+from mrgen.prior.files import Prior
+from mrgen.review.output import Result
+from mrgen.scans.prepare import prepare_slice
+from mrgen.scans.scan import Scan, Slice
+from mrgen.settings import Recipe
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a reconstruction depends on; `prior` is None for recipes without one."""
+
+    scan: Scan
+    slices: range
+    undersample: Tensor | None  # (kx,) applied retrospectively to a fully sampled scan
+    recipe_name: str
+    recipe: Recipe
+    prior: Prior | None
+    seed: int
+    device: str
+
+    @property
+    def samples(self) -> int | None:
+        return None if self.prior is None else self.recipe.samples
+
+
+def reconstruct_scan(run: Run, say: Callable[[str], None], progress: Callable[[float], None]) -> Result:
+    """Reconstruct the slices of `run`, telling `say` about mask and noise and `progress` the fraction done.
+
+    Raises MrgenError for slices that cannot be used.
+    """
+    begun = time.perf_counter()
+    volumes: dict[str, list[NDArray[np.float32]]] = {}
+    sigma0: list[float] = []
+    for number, index in enumerate(run.slices):
+        raw = run.scan.read_slice(index)
+
+        def step(done: int, total: int, number: int = number) -> None:
+            progress((number + done / total) / len(run.slices))
+
+        # Seeded by the slice's own number, so that A:B gives what the whole scan gives.
+        generator = torch.Generator(run.device).manual_seed(run.seed * 1_000_003 + index)
+        try:
+            slice_ = prepare_slice(raw, run.scan.mask, undersample=run.undersample, keep_reference=True)
+            if number == 0:
+                _describe(run, slice_, say)
+            result = reconstruct(slice_.to(run.device), run.prior, run.recipe, generator, step)
+        except MrgenError as error:
+            raise MrgenError(f"slice {index}: {error}") from error
+        for name, image in _images(slice_, result).items():
+            volumes.setdefault(name, []).append(_scanner_units(image, slice_, run.scan.crop))
+        sigma0.append(slice_.sigma0)
+        progress((number + 1) / len(run.slices))
+
+    stacked = {name: np.stack(images) for name, images in volumes.items()}
+    return Result(
+        std=stacked.pop("std", None),
+        reference=stacked.pop("reference", None),
+        images=stacked,
+        mask=slice_.mask.numpy(),
+        first_slice=run.slices.start,
+        sigma0=sigma0,
+        noise_from=slice_.noise_from,
+        seed=run.seed,
+        samples=run.samples,
+        prior_sha256=run.prior.sha256 if run.prior else None,
+        recipe={"name": run.recipe_name, **run.recipe.model_dump()},
+        header=run.scan.header,
+        seconds={"reconstruction": round(time.perf_counter() - begun, 2)},
+    )
+
+
+def _describe(run: Run, slice_: Slice, say: Callable[[str], None]) -> None:
+    kept, lines = int(slice_.mask.sum()), slice_.mask.numel()
+    how = "as measured" if run.undersample is None else "retrospectively"
+    say(f"mask    {kept} of {lines} lines, R = {lines / kept:.2f}, {how}")
+    say(f"noise   sigma0 = {slice_.sigma0:.4f} of full scale, from {slice_.noise_from}")
+
+
+def _images(slice_: Slice, result: Reconstruction) -> dict[str, Tensor]:
+    """What is kept of a slice, (y, x) by name in scaled units; of the images the reconstruction comes last."""
+    images: dict[str, Tensor | None] = {"zero_filled": result.zero_filled}
+    images |= {name.replace("-", "_"): image for name, image in result.baselines.items()}
+    images |= {"reconstruction": result.mean, "std": result.std, "reference": slice_.reference}
+    return {name: image for name, image in images.items() if image is not None}
+
+
+def _scanner_units(image: Tensor, slice_: Slice, crop: tuple[int, int] | None) -> NDArray[np.float32]:
+    """The image (y, x) in the scanner's units, cropped to the matrix of the scanner's reconstruction."""
+    scaled = image.cpu() * slice_.scale
+    array: NDArray[np.float32] = (scaled if crop is None else centre_crop(scaled, crop)).float().numpy()
+    return array

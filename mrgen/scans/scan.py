@@ -1,0 +1,60 @@
+"""The `Scan`: raw multi-coil k-space of some slices, read lazily; and the `Slice` that the rest computes on.
+
+A `Slice` is whitened and scaled: its noise is sigma0^2 I across coils, its intensities are near [0, 1], and
+`scale` takes a result back to the scanner's units (multiply).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from mrgen.physics.operators import LinearOperator, sense
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One prepared slice; arrays are (coil, ky, kx) with ky along the readout and kx along phase encoding."""
+
+    kspace: Tensor  # (coil, ky, kx) complex64, whitened, scaled, zero where not sampled
+    mask: Tensor  # (kx,) float, 1 where a line was sampled
+    maps: Tensor  # (coil, y, x) complex64, sum_c |S_c|^2 = 1
+    sigma0: float  # noise std of kspace (total complex), in scaled units
+    scale: float  # scanner units per scaled unit
+    reference: Tensor | None  # (y, x) magnitude of the fully sampled scan, scaled units, where it is known
+    noise_from: str = "known"  # where sigma0 and the whitening come from, in words
+
+    def operator(self) -> LinearOperator:
+        """A = M F S of this slice."""
+        return sense(self.maps, self.mask)
+
+    def to(self, device: torch.device | str) -> Slice:
+        """This slice with its tensors on `device`."""
+        return replace(
+            self,
+            kspace=self.kspace.to(device),
+            mask=self.mask.to(device),
+            maps=self.maps.to(device),
+            reference=None if self.reference is None else self.reference.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Raw k-space of a scan, not yet whitened; `read_slice(i)` gives (coil, ky, kx) complex64."""
+
+    path: str
+    shape: tuple[int, int, int, int]  # slice, coil, ky (readout), kx (phase)
+    mask: Tensor | None  # (kx,) of an undersampled scan; None when fully sampled
+    read_slice: Callable[[int], Tensor] = field(repr=False)
+    # ismrmrd_header, XML, without anything that identifies a person; out of repr because it is long
+    header: str | None = field(default=None, repr=False)
+    crop: tuple[int, int] | None = None  # reconSpace matrix (y, x) where it is smaller than the image
+    padding: tuple[int, int] = (0, 0)  # lines at the left and right edge of kx that the scanner zero-filled
+
+    @property
+    def slices(self) -> int:
+        return self.shape[0]

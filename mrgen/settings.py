@@ -1,0 +1,114 @@
+"""Protocols and recipes: frozen, validated settings read from the TOML files of protocols/ and recon/.
+
+Every default lives here, once, with its unit. A key that does not exist, or a value outside its range, is an
+error that names the file.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mrgen.errors import MrgenError
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Sampling(Settings):
+    """How lines are sampled along the phase-encode axis; see mrgen.physics.masks."""
+
+    pattern: Literal["random", "equispaced", "equispaced-any-offset"] = "equispaced-any-offset"
+    acceleration: tuple[float, ...] = Field((4.0,), min_length=1, description="R; each scan gets one of these")
+    center_fraction: float = Field(0.08, gt=0, lt=1, description="fraction of lines fully sampled (ACS)")
+
+
+class Network(Settings):
+    """The U-Net of mrgen.prior.unet."""
+
+    widths: tuple[int, ...] = Field((64, 128, 192), min_length=1, description="channels of each level")
+    blocks: int = Field(2, ge=1, description="residual blocks per level and direction")
+    patch: int = Field(2, ge=1, description="pixel-unshuffle factor at the input")
+
+
+class Training(Settings):
+    """The loop of mrgen.prior.train."""
+
+    objective: Literal["gsure", "supervised"] = "gsure"
+    basis: Literal["sense", "fourier"] = "sense"
+    steps: int = Field(20_000, ge=1, description="updates")
+    batch: int = Field(16, ge=1, description="slices per update")
+    learning_rate: float = Field(5e-4, gt=0, description="peak, Adam")
+    warmup: int = Field(200, ge=0, description="updates of linear warm-up")
+    decay: float = Field(0.3, ge=0, le=1, description="last fraction of the updates, cosine decay to zero")
+    ema: float = Field(0.999, ge=0, lt=1, description="decay of the weight average, per update")
+    sigma_min: float = Field(0.01, gt=0, description="smallest noise level trained, units of the scaled image")
+    sigma_max: float = Field(20.0, gt=0, description="largest noise level trained")
+    sigma_median: float = Field(0.2, gt=0, description="median of the log-normal noise levels")
+    sigma_spread: float = Field(1.5, gt=0, description="std of the logarithm of the noise level")
+    sigma_data: float = Field(0.4, gt=0, description="rms of the scaled complex image inside the head")
+    lambda_min: float = Field(0.01, gt=0, description="floor of lambda in the SENSE basis (METHOD: docs)")
+    cg_iterations: int = Field(15, ge=1, description="CG iterations for a training input, SENSE basis")
+    seed: int = 0
+
+
+class Protocol(Settings):
+    """How scans are acquired and a prior is trained for them."""
+
+    description: str
+    anatomy: str
+    contrast: str = "any"
+    sampling: Sampling = Sampling()
+    network: Network = Network()
+    training: Training = Training()
+
+
+class Recipe(Settings):
+    """How a scan is reconstructed."""
+
+    description: str
+    method: Literal["posterior", "zero-filled", "sense", "l1-wavelet"] = "posterior"
+    covariance: Literal["spectral", "isotropic"] = Field("spectral", description="of x given x_t, in proximal")
+    sampler: Literal["ddim", "multistep", "heun", "ancestral", "decoupled"] = "multistep"
+    steps: int = Field(30, ge=2, description="noise levels")
+    samples: int = Field(8, ge=2, description="posterior samples per slice")
+    sigma_max: float = Field(5.0, gt=0, description="noise level where sampling starts, scaled image units")
+    cg_iterations: int = Field(10, ge=1)
+    regularisation: float = Field(0.01, gt=0, description="lambda of sense and l1-wavelet, scaled image units")
+    iterations: int = Field(60, ge=1, description="iterations of sense and l1-wavelet")
+
+
+Kind = TypeVar("Kind", Protocol, Recipe)
+_FOLDERS = {Protocol: "protocols", Recipe: "recon"}
+
+
+def settings_folder(kind: type[Settings]) -> Path:
+    """The folder with the TOML files: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    name = _FOLDERS[kind]  # type: ignore[index]
+    return next((p for p in (package / name, package.parent / name) if p.is_dir()), package / name)
+
+
+def available(kind: type[Settings]) -> list[str]:
+    """Names of the settings files that exist, sorted."""
+    return sorted(p.stem for p in settings_folder(kind).glob("*.toml"))
+
+
+def load(kind: type[Kind], name: str) -> Kind:
+    """A protocol or recipe by its name, or by the path of a .toml file. Raises MrgenError."""
+    path = Path(name) if name.endswith(".toml") else settings_folder(kind) / f"{name}.toml"
+    label = kind.__name__.lower()
+    if not path.is_file():
+        raise MrgenError(f"unknown {label} {name!r}; there are: {', '.join(available(kind))}")
+    try:
+        return kind.model_validate(tomllib.loads(path.read_text()))
+    except tomllib.TOMLDecodeError as error:
+        raise MrgenError(f"{label} {path.name} is not valid TOML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise MrgenError(f"{label} {path.name}: {key}: {first['msg']}") from None

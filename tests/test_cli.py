@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from mrgen import cli
+from mrgen.errors import MrgenError
+from mrgen.posterior.reconstruct import reconstruct
+from mrgen.review import output, run
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def mrgen(monkeypatch, capsys) -> Call:
+    """Call the entry point as a shell would: (exit code, stdout, stderr). Other exceptions come through."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mrgen", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        streams = capsys.readouterr()
+        return int(caught.value.code or 0), streams.out, streams.err
+
+    return call
+
+
+@pytest.fixture
+def refused(mrgen: Call, tmp_path: Path) -> Callable[..., None]:
+    """refused(match, *arguments): one line with `match` on stderr, exit code 1, nothing written to out/."""
+
+    def check(match: str, *arguments: object) -> None:
+        code, _, error = mrgen(*arguments)
+        lines = [line for line in error.splitlines() if line.strip()]
+        assert code == 1
+        assert len(lines) == 1
+        assert lines[0].startswith("mrgen: error: ")
+        assert match in lines[0]
+        assert not list((tmp_path / "out").glob("*"))
+
+    return check
+
+
+@pytest.fixture
+def full(write_scan, phantom, header) -> Path:
+    """Two slices, fully sampled, 64 readout samples of which the scanner keeps 48."""
+    kspace = 1e-3 * phantom(slices=2, coils=6, shape=(64, 64), noise=0.01)
+    return write_scan("head.h5", kspace=kspace, ismrmrd_header=header((64, 64), rec=(48, 56)))
+
+
+def test_version_and_help(mrgen):
+    assert mrgen("--version")[:2] == (0, f"mrgen {output.mrgen_version()}\n")
+    for command in ("recon", "train-prior"):
+        assert CliRunner().invoke(cli.app, [command, "--help"]).exit_code == 0
+    assert "Not for diagnostic use" in CliRunner().invoke(cli.app, ["--help"]).output
+
+
+@pytest.mark.parametrize("recipe", ["sense", "zero-filled"])
+def test_a_fully_sampled_scan_from_end_to_end(mrgen, full, tmp_path, recipe):
+    out = tmp_path / "new" / "out"
+    code, text, _ = mrgen("recon", full, "--R", 2, "--recipe", recipe, "-o", out, "--device", "cpu")
+    assert code == 0
+    assert "PSNR" in text
+    assert "Not for diagnostic use" in text
+    assert sorted(p.name for p in out.iterdir()) == ["figure.png", "head.h5", "report.json"]
+
+    report = json.loads((out / "report.json").read_text())
+    volume = report["metrics"]["volume"]
+    assert len(report["metrics"]["slices"]) == 2
+    assert report["R"] == pytest.approx(2, rel=0.1)
+    assert report["noise"]["from"] == "image background"
+    assert "Not for diagnostic use" in report["notice"]
+    if recipe == "sense":
+        assert volume["reconstruction"]["psnr_fit"] > volume["zero_filled"]["psnr_fit"] + 3
+
+    with h5py.File(out / "head.h5") as file:
+        image, reference = file["reconstruction"][()], file["reference"][()]
+        assert image.shape == (2, 48, 56)  # the matrix of the scanner's reconstruction
+        assert image.dtype == np.float32
+        assert "std" not in file
+        assert file["mask"].shape == (64,)
+        assert file.attrs["recipe"] == recipe
+        assert file.attrs["R"] == report["R"]
+        header = file["ismrmrd_header"][()].decode()
+        assert "patient_id" not in file.attrs
+    assert "reconSpace" in header
+    assert 0.5e-3 < reference.max() < 5e-3  # the input's scale
+    written = header + text + (out / "report.json").read_text()
+    for secret in ("Doe", "Jane", "4711", "2001"):
+        assert secret not in written
+
+
+def test_the_same_seed_gives_the_same_file(mrgen, full, tmp_path):
+    files = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 3)):
+        assert mrgen("recon", full, "-r", 4, "--recipe", "sense", "--seed", seed, "-o", tmp_path / name)[0] == 0
+        files.append((tmp_path / name / "head.h5").read_bytes())
+    assert files[0] == files[1]
+    assert files[0] != files[2]
+
+
+def test_a_part_of_the_slices_gives_what_the_whole_scan_gives(mrgen, full, tmp_path, monkeypatch):
+    seeds: list[int] = []
+
+    def watched(slice_, prior, recipe, generator, progress):
+        seeds.append(generator.initial_seed())
+        return reconstruct(slice_, prior, recipe, generator, progress)
+
+    monkeypatch.setattr(run, "reconstruct", watched)
+    for name, slices in (("all", ":"), ("one", "1:2")):
+        assert mrgen("recon", full, "--R", 2, "--recipe", "sense", "--slices", slices, "-o", tmp_path / name)[0] == 0
+    with h5py.File(tmp_path / "all/head.h5") as whole, h5py.File(tmp_path / "one/head.h5") as part:
+        assert np.array_equal(whole["reconstruction"][1:], part["reconstruction"][()])
+        assert part.attrs["first_slice"] == 1
+    assert seeds[0] != seeds[1] == seeds[2]
+
+
+def test_an_undersampled_scan_is_reconstructed_as_it_is(mrgen, refused, write_scan, phantom, tmp_path):
+    k = np.arange(64)
+    path = write_scan(kspace=phantom(shape=(64, 64)), mask=(k % 4 == 0) | (abs(k - 32) < 6))
+    refused("already undersampled, R = 2.67", "recon", path, "--R", 4, "--recipe", "sense", "-o", tmp_path / "out")
+    code, text, _ = mrgen("recon", path, "--recipe", "sense", "-o", tmp_path / "out")
+    assert code == 0
+    assert "as measured" in text
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert "metrics" not in report
+    assert "edge" in report["noise"]["from"]
+
+
+def test_files_that_are_no_scan(refused, write_scan, phantom, tmp_path):
+    options = ("--R", 4, "--recipe", "sense", "-o", tmp_path / "out")
+    (tmp_path / "garbage.h5").write_bytes(b"garbage" * 1000)
+    refused("garbage.h5: not a readable HDF5 file", "recon", tmp_path / "garbage.h5", *options)
+    refused("none.h5: there is no such file", "recon", tmp_path / "none.h5", *options)
+    refused("no dataset 'kspace'", "recon", write_scan(images=np.ones((2, 2))), *options)
+    kspace = phantom(slices=2)
+    kspace[1, 0, 3, 3] = np.nan
+    refused("slice 1 of kspace holds NaN", "recon", write_scan(kspace=kspace), *options)
+
+
+@pytest.mark.parametrize(
+    ("match", "options"),
+    [
+        ("--R 0: expected a number of at least 1", ["--R", 0]),
+        ("--R 0.5: expected", ["-r", 0.5]),
+        ("--R nan: expected", ["--R", "nan"]),
+        ("say with --R by how much", []),
+        ("lower the centre fraction or R", ["--R", 60]),
+        ("at least 4 fully sampled lines", ["--R", 10]),
+        ("unknown recipe 'magic'; there are: ", ["--R", 2, "--recipe", "magic"]),
+        ("expected A:B with 0 <= A < B <= 2", ["--R", 2, "--slices", "1:9"]),
+        ("expected A:B", ["--R", 2, "--slices", "1"]),
+        ("expected A:B", ["--R", 2, "--slices", "x:y"]),
+        ("leave out --samples and --prior", ["--R", 2, "--samples", 4]),
+        ("no such file", ["--R", 2, "--recipe", "posterior", "--prior", "none.safetensors"]),
+    ],
+)
+def test_unusable_options(refused, full, tmp_path, match, options):
+    recipe = [] if "--recipe" in options else ["--recipe", "sense"]
+    refused(match, "recon", full, *options, *recipe, "-o", tmp_path / "out")
+
+
+def test_an_output_folder_that_cannot_be_written_is_found_before_any_work(refused, full, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "reconstruct_scan", None)
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        refused("cannot write to the output folder", "recon", full, "--R", 2, "--recipe", "sense", "-o", folder)
+
+
+def test_a_failure_while_writing_leaves_the_old_result(mrgen, refused, full, tmp_path, monkeypatch):
+    arguments = ("recon", full, "--recipe", "sense", "-o", tmp_path / "out", "--R")
+    assert mrgen(*arguments, 2)[0] == 0
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(output, "_write_figure", fail)
+    code, _, error = mrgen(*arguments, 4)
+    assert (code, error.count("\n")) == (1, 1)
+    assert "No space left on device" in error
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
+
+
+def test_cuda_without_a_gpu_is_refused(refused, full, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli.torch.cuda, "is_available", lambda: False)
+    refused("found no usable NVIDIA GPU", "recon", full, "--R", 2, "--device", "cuda", "-o", tmp_path / "out")
+    assert cli.Device.auto.resolve() == "cpu"
+
+
+def test_a_bug_keeps_its_traceback(mrgen, full, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "reconstruct_scan", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        mrgen("recon", full, "--R", 2, "--recipe", "sense", "-o", tmp_path / "out")
+
+
+def test_a_shell_sees_one_line_and_no_traceback(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "mrgen.cli", "recon", tmp_path / "none.h5", "-o", tmp_path / "out", "--R", "4"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("mrgen: error: none.h5: there is no such file")
+    assert done.stderr.count("\n") == 1
+
+
+def test_train_prior_refuses_what_it_cannot_use(refused, tmp_path):
+    out = tmp_path / "out" / "prior.safetensors"
+    refused("unknown protocol 'magic'", "train-prior", tmp_path, "--protocol", "magic", "-o", out)
+    protocol = tmp_path / "tiny.toml"
+    protocol.write_text('description = "tiny"\nanatomy = "phantom"\n')
+    refused("ends in .safetensors", "train-prior", tmp_path, "--protocol", protocol, "-o", out.with_suffix(".pt"))
+    refused("is not a folder", "train-prior", tmp_path / "none", "--protocol", protocol, "-o", out)
+    (tmp_path / "file").write_text("")
+    refused("cannot write", "train-prior", tmp_path, "--protocol", protocol, "-o", tmp_path / "file/p.safetensors")
+
+
+def test_train_prior_hands_its_options_on(mrgen, tmp_path, monkeypatch):
+    protocol = tmp_path / "tiny.toml"
+    protocol.write_text('description = "tiny"\nanatomy = "phantom"\n')
+    seen: dict[str, object] = {}
+    monkeypatch.setattr(cli.TrainingSet, "from_folder", lambda folder, protocol, cache: seen.update(cache=cache))
+    monkeypatch.setattr(cli, "train", lambda data, protocol, out, **kw: seen.update(out=out, **kw) or out)
+    out = tmp_path / "p" / "prior.safetensors"
+    arguments = ("train-prior", tmp_path, "--protocol", protocol, "-o", out, "--steps", 3, "--no-resume")
+    code, text, _ = mrgen(*arguments, "--device", "cpu")
+    assert code == 0
+    assert f"wrote   {out}" in text
+    assert seen == {"cache": tmp_path / "p/cache", "out": out, "device": "cpu", "resume": False, "steps": 3}
+
+
+def test_slices_are_parsed():
+    assert cli.parse_slices(None, 5) == range(5)
+    assert cli.parse_slices("2:", 5) == range(2, 5)
+    assert cli.parse_slices(":2", 5) == range(2)
+    for text in ("", "3:3", "4:2", "-1:2", ":6", "1:2:3"):
+        with pytest.raises(MrgenError, match="expected A:B"):
+            cli.parse_slices(text or "3", 5)
