@@ -116,7 +116,7 @@ def learn(args: argparse.Namespace) -> None:
 def expectation(args: argparse.Namespace) -> None:
     """E-step: posterior samples of every training scan under the current prior."""
     prior = load_prior(args.prior, args.device, amp=args.device != "cpu")
-    recipe = Recipe(description="E-step", steps=args.e_steps, samples=2, cg_iterations=15)
+    recipe = Recipe(description="E-step", sampler="decoupled", steps=args.e_steps, samples=2, cg_iterations=30)
     cached = CachedSlices(sorted((args.work / "measured").glob("*.safetensors")))
     shard, shards = (int(n) for n in args.shard.split("/"))
     for number in range(shard, len(cached), shards):

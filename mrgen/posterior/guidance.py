@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mrgen.physics.cg import conjugate_gradient
 from mrgen.physics.fourier import fft2c, ifft2c
-from mrgen.physics.operators import Coils, Fourier, LinearOperator, Mask
+from mrgen.physics.operators import sense_normal
 from mrgen.prior.denoiser import Denoise
 from mrgen.prior.objectives import complex_noise
 from mrgen.scans.scan import Slice
@@ -49,59 +49,49 @@ def power_spectrum(slice_: Slice, bins: int = 24) -> Tensor:
     return torch.lerp(profile[left], profile[left + 1], t).exp().reshape(n_y, n_x)
 
 
-def fourier_diagonal(operator: LinearOperator) -> Tensor:
+def fourier_diagonal(maps: Tensor, mask: Tensor) -> Tensor:
     """The diagonal of F A^H A F^H for A = M F S, (ky, kx): how much of each frequency the scan measures.
 
-    Element k is sum_c sum_q M_q |S_c(q - k)|^2 / N with S_c(q) the Fourier transform of a coil map, a correlation
-    of the mask with the power of the maps.
+    Element k is sum_c sum_q M_q |S_c(q - k)|^2 / N with S_c(q) the Fourier transform of a coil map (coil, y, x), a
+    correlation of the mask with the power of the maps.
     """
-    mask, coils = operator.left.left, operator.right  # type: ignore[attr-defined]
-    assert isinstance(mask, Mask) and isinstance(coils, Coils) and isinstance(operator.left.right, Fourier)  # type: ignore[attr-defined]
-    shape = coils.domain
-    spread = fft2c(coils.maps).abs().square().sum(-3)
-    sampled = mask.mask.expand(shape).to(spread)
+    spread = fft2c(maps).abs().square().sum(-3)
+    sampled = mask.expand(spread.shape).to(spread)
     correlation = fft2c(ifft2c(sampled + 0j) * ifft2c(spread + 0j).conj()).real
-    n = shape[0] * shape[1]
-    return (correlation * n**0.5 / n).clamp_min(0)
+    return (correlation / spread.numel() ** 0.5).clamp_min(0)
 
 
 class Proximal:
     """The posterior denoiser of one slice; call it as D(x_t (n, y, x), sigma (n,)) with one sigma for all n."""
 
     def __init__(
-        self,
-        prior: Denoise,
-        operator: LinearOperator,
-        kspace: Tensor,
-        sigma0: float,
-        power: Tensor,
-        *,
-        iterations: int,
-        draw: torch.Generator | None = None,
+        self, prior: Denoise, slice_: Slice, power: Tensor, *, iterations: int, draw: torch.Generator | None = None
     ) -> None:
-        """`power` is P, (ky, kx) or a scalar tensor; with `draw` each call returns a draw instead of the mean."""
-        self.prior, self.operator, self.kspace = prior, operator, kspace
-        self.sigma0, self.power, self.iterations, self.draw = sigma0, power, iterations, draw
-        self.measured = fourier_diagonal(operator)
+        """`power` is P, (ky, kx) or a scalar; with `draw` each call returns a draw instead of the mean."""
+        self.prior, self.slice, self.power, self.iterations, self.draw = prior, slice_, power, iterations, draw
+        self.adjoint_data = slice_.operator().adjoint(slice_.kspace)
+        self.normal = sense_normal(slice_.maps, slice_.mask)
+        self.measured = fourier_diagonal(slice_.maps, slice_.mask)
 
     def __call__(self, x_t: Tensor, sigma: Tensor) -> Tensor:
-        mean = self.prior(x_t, sigma)
+        mean, sigma0 = self.prior(x_t, sigma), self.slice.sigma0
         variance = sigma[0].square() * self.power / (self.power + sigma[0].square())
-        root = variance.sqrt() / self.sigma0
+        root = variance.sqrt() / sigma0
 
-        def spread(w: Tensor) -> Tensor:  # V^(1/2) / sigma0, the Fourier axes outermost
-            return ifft2c(root * w)
+        def whitened(image: Tensor) -> Tensor:  # V^(1/2) / sigma0 to Fourier space
+            return root * fft2c(image)
 
-        residual = self.kspace - self.operator.forward(mean)
+        residual = self.adjoint_data - self.normal(mean)  # A^H (y - A D)
         if self.draw is not None:
-            residual = residual + self.sigma0 * complex_noise(residual, self.draw)
-        rhs = root * fft2c(self.operator.adjoint(residual)) / self.sigma0
+            noise = complex_noise(self.slice.kspace.expand(len(x_t), -1, -1, -1), self.draw)
+            residual = residual + sigma0 * self.slice.operator().adjoint(noise)
+        rhs = whitened(residual) / sigma0
         if self.draw is not None:
             rhs = rhs + complex_noise(rhs, self.draw)
         w = conjugate_gradient(
-            lambda w: root * fft2c(self.operator.normal(spread(w))) + w,
+            lambda w: whitened(self.normal(ifft2c(root * w))) + w,
             rhs,
             iterations=self.iterations,
             precondition=lambda r: r / (self.measured * root.square() + 1),
         )
-        return mean + self.sigma0 * spread(w)
+        return mean + sigma0 * ifft2c(root * w)

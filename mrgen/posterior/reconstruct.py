@@ -20,7 +20,7 @@ from mrgen.prior.objectives import complex_noise
 from mrgen.scans.scan import Slice
 from mrgen.settings import Recipe, load
 
-CPU_CHUNK, GPU_CHUNK = 1, 32  # samples computed together; on a CPU a batch is no faster than its items
+CPU_CHUNK, GPU_CHUNK = 1, 32  # images per network call; on a CPU a batch is no faster than its items
 START_ITERATIONS = 10  # of the CG-SENSE image from which sampling starts
 
 
@@ -47,45 +47,35 @@ def posterior_samples(
     Sampling starts from CG-SENSE plus noise at recipe.sigma_max, where the low frequencies, stronger than any
     sigma_max, are measured. `progress(done, total)` counts network steps. Raises MrgenError on NaN.
     """
-    operator = slice_.operator()
     device = slice_.kspace.device
     if recipe.covariance == "spectral":
         power = power_spectrum(slice_)
     else:
         power = torch.tensor(float(prior.metadata["sigma_data"]) ** 2, device=device)
-    sigmas = noise_levels(recipe.sigma_max, max(prior.sigma_min, slice_.sigma0 / 4), recipe.steps)
-    start = cg_sense(slice_, regularisation=0.01, iterations=START_ITERATIONS)
     chunk = CPU_CHUNK if device.type == "cpu" else GPU_CHUNK
-    calls = recipe.steps * (2 if recipe.sampler == "heun" else 1)
-    counts = [min(chunk, recipe.samples - s) for s in range(0, recipe.samples, chunk)]
-    samples = []
-    for number, count in enumerate(counts):
-        done = 0
+    calls = recipe.steps * (2 if recipe.sampler == "heun" else 1) * -(-recipe.samples // chunk)
+    done = 0
 
-        def counted(x_t: Tensor, sigma: Tensor, number: int = number) -> Tensor:
-            nonlocal done
+    def in_chunks(x_t: Tensor, sigma: Tensor) -> Tensor:
+        nonlocal done
+        parts = []
+        for x, s in zip(x_t.split(chunk), sigma.split(chunk), strict=True):
+            parts.append(prior(x, s))
             done += 1
             if progress is not None:
-                progress(number * calls + done, len(counts) * calls)
-            return prior(x_t, sigma)
+                progress(done, calls)
+        return torch.cat(parts)
 
-        denoise = Proximal(
-            counted,
-            operator,
-            slice_.kspace,
-            slice_.sigma0,
-            power,
-            iterations=recipe.cg_iterations,
-            draw=generator if recipe.sampler == "decoupled" else None,
-        )
-        x = start.expand(count, -1, -1)
-        x = x + recipe.sigma_max * complex_noise(x, generator)
-        with torch.inference_mode():
-            sample = SAMPLERS[recipe.sampler](denoise, x, sigmas, generator)
-        if not torch.isfinite(torch.view_as_real(sample)).all():
-            raise MrgenError(f"sampling diverged (NaN) with sampler {recipe.sampler!r}: use more steps or CG iterations")
-        samples.append(sample)
-    return torch.cat(samples)
+    draw = generator if recipe.sampler == "decoupled" else None
+    denoise = Proximal(in_chunks, slice_, power, iterations=recipe.cg_iterations, draw=draw)
+    sigmas = noise_levels(recipe.sigma_max, max(prior.sigma_min, slice_.sigma0 / 4), recipe.steps)
+    start = cg_sense(slice_, regularisation=0.01, iterations=START_ITERATIONS).expand(recipe.samples, -1, -1)
+    with torch.inference_mode():
+        x = start + recipe.sigma_max * complex_noise(start, generator)
+        samples = SAMPLERS[recipe.sampler](denoise, x, sigmas, generator)
+    if not torch.isfinite(torch.view_as_real(samples)).all():
+        raise MrgenError(f"sampling diverged (NaN) with sampler {recipe.sampler!r}: use more steps or CG iterations")
+    return samples
 
 
 def reconstruct(
