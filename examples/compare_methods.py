@@ -3,9 +3,9 @@
     python examples/compare_methods.py examples/data/brain.h5 --R 4 8 --prior FILE -o docs/results/brain.json
 
 For each R and seed one mask is drawn, and every method reconstructs the same undersampled slice: zero-filled,
-CG-SENSE, L1-wavelet and the mean of n posterior samples. lambda of CG-SENSE and L1-wavelet is tuned on this very
-slice against its own reference, which no real reconstruction can do: those two figures are upper bounds, the
-posterior's is not.
+CG-SENSE, L1-wavelet and the mean of n posterior samples. Mask and samples are those of `mrgen recon` with that seed.
+lambda of CG-SENSE and L1-wavelet is tuned on this very slice against its own reference, which no real reconstruction
+can do: those two figures are upper bounds, the posterior's is not.
 
 PSNR (dB) and SSIM are of magnitude images after the best scalar fit to the reference, the RSS of the whitened,
 fully sampled coil images; the peak is its maximum. The table on stdout is the mean over the seeds; the JSON file
@@ -35,6 +35,7 @@ from mrgen.posterior.baselines import cg_sense, l1_wavelet, zero_filled
 from mrgen.posterior.reconstruct import reconstruct
 from mrgen.prior.files import Prior, bundled_prior, load_prior
 from mrgen.review.metrics import best_scale, psnr_fit, ssim
+from mrgen.review.run import slice_generator
 from mrgen.scans.fastmri import open_fastmri
 from mrgen.scans.prepare import default_center_fraction, prepare_slice, undersampling_mask
 from mrgen.scans.scan import Scan, Slice
@@ -76,7 +77,7 @@ def scorer(slice_: Slice, crop: tuple[int, int] | None) -> Score:
     return score
 
 
-def compare(slice_: Slice, score: Score, prior: Prior | None, recipe: Recipe, seed: int) -> list[Row]:
+def compare(slice_: Slice, score: Score, prior: Prior | None, recipe: Recipe, generator: torch.Generator) -> list[Row]:
     """One row per method; `seconds` is the time of one reconstruction, for tuned methods the mean over the grid."""
     rows: list[Row] = []
 
@@ -93,7 +94,6 @@ def compare(slice_: Slice, score: Score, prior: Prior | None, recipe: Recipe, se
     ):
         timed(name, lambda method=method, grid=grid: tune(method, slice_, grid, score), len(grid))  # type: ignore[misc]
     if prior is not None:
-        generator = torch.Generator(slice_.kspace.device).manual_seed(seed)
         timed(
             "posterior mean",
             lambda: (None, reconstruct(slice_, prior, recipe, generator, None).mean),
@@ -112,8 +112,9 @@ def compare_scan(scan: Scan, index: int, arguments: argparse.Namespace, prior: P
         fraction = default_center_fraction(acceleration)
         sampling = Sampling(pattern=arguments.pattern, acceleration=(acceleration,), center_fraction=fraction)
         for seed in arguments.seed:
-            mask = undersampling_mask(scan, sampling, acceleration, seed, index)
+            mask = undersampling_mask(scan, sampling, acceleration, seed, slice_index=0)  # as `mrgen recon` draws it
             slice_ = prepare_slice(raw, None, undersample=mask, keep_reference=True).to(arguments.device)
+            generator = slice_generator(seed, index, arguments.device)
             about = {
                 "R": acceleration,
                 "achieved_R": achieved_acceleration(slice_.mask),
@@ -121,7 +122,7 @@ def compare_scan(scan: Scan, index: int, arguments: argparse.Namespace, prior: P
                 "seed": seed,
                 "sigma0": slice_.sigma0,
             }
-            for row in compare(slice_, scorer(slice_, scan.crop), prior, recipe, seed):
+            for row in compare(slice_, scorer(slice_, scan.crop), prior, recipe, generator):
                 rows.append({**about, **row})
                 print("R = {R:g} seed {seed} {method}: {psnr:.2f} dB".format(**rows[-1]), file=sys.stderr, flush=True)
     return {

@@ -4,7 +4,8 @@
 
 Scans are simulated as for training (examples/train_bundled_prior.py) from subjects 53 and above, then undersampled
 with fastMRI's equispaced masks. Every prior sees the same scans, masks, sampler and seeds. The reference is the RSS of
-the noise-free whitened coil images; PSNR is that of magnitudes after a best scalar fit, averaged over slices.
+the noise-free whitened coil images; PSNR and SSIM
+are those of magnitudes after a best scalar fit, averaged over slices.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from mrgen.physics.noise import whiten, whitening_matrix
 from mrgen.posterior.baselines import cg_sense, zero_filled
 from mrgen.posterior.reconstruct import posterior_samples
 from mrgen.prior.files import load_prior
-from mrgen.review.metrics import psnr_fit, ssim
+from mrgen.review.metrics import best_scale, psnr_fit, ssim
 from mrgen.scans.prepare import default_center_fraction, noise_covariance
 from mrgen.settings import Recipe, load
 
@@ -61,15 +62,18 @@ def main() -> None:
                 results[name] = posterior_samples(slice_, prior, recipe, draw).abs().mean(0)
             for name, image in results.items():
                 row = figures.setdefault(f"R={acceleration:g}", {})
-                row.setdefault(name, []).append(psnr_fit(image.numpy(force=True), reference))
-                row.setdefault(f"{name} ssim", []).append(ssim(image.numpy(force=True), reference))
+                fitted = best_scale(image.numpy(force=True), reference) * image.numpy(force=True)
+                row.setdefault(name, []).append(psnr_fit(fitted, reference))
+                row.setdefault(f"{name} ssim", []).append(ssim(fitted, reference))
         print(f"slice {number + 1} of {len(chosen)}", flush=True)
     means = {r: {name: float(np.mean(v)) for name, v in row.items()} for r, row in figures.items()}
-    for r, row in means.items():
-        line = "  ".join(f"{k} {row[k]:.2f} dB ({row[k + ' ssim']:.3f})" for k in row if not k.endswith("ssim"))
+    for r, mean in means.items():
+        line = "  ".join(f"{k} {mean[k]:.2f} dB ({mean[k + ' ssim']:.3f})" for k in mean if not k.endswith("ssim"))
         print(f"{r} n={recipe.samples} slices={len(chosen)}: {line}")
     if args.out:
-        args.out.write_text(json.dumps({"recipe": recipe.model_dump(), "seed": args.seed, "mean": means, "each": figures}, indent=1))
+        args.out.write_text(
+            json.dumps({"recipe": recipe.model_dump(), "seed": args.seed, "mean": means, "each": figures}, indent=1)
+        )
 
 
 if __name__ == "__main__":

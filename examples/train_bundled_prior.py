@@ -1,9 +1,12 @@
-"""Simulate undersampled head scans and train the prior that ships with mrgen, without a clean image.
+r"""Simulate undersampled head scans and train the prior that ships with mrgen, without a clean image.
 
     python examples/train_bundled_prior.py simulate --images brain_t1_slices.npz --work runs/head --scans 2400
-    python examples/train_bundled_prior.py train --work runs/head -o runs/head/gsure.safetensors
+    python examples/train_bundled_prior.py train --work runs/head --basis fourier -o runs/head/gsure.safetensors
     python examples/train_bundled_prior.py em --work runs/head --prior runs/head/gsure.safetensors
-    python examples/train_bundled_prior.py train --work runs/head --images-from em -o runs/head/em.safetensors
+    python examples/train_bundled_prior.py train --work runs/head --images-from em --steps 2500 \
+        --start runs/head/gsure.safetensors -o runs/head/em.safetensors
+    python examples/train_bundled_prior.py ship --work runs/head --history runs/head/gsure.safetensors \
+        --prior runs/head/em.safetensors -o mrgen/prior/head.safetensors
 
 `brain_t1_slices.npz` holds `slices` (n, y, x) uint8 and `subject` (n,): axial T1 slices of the Pediatric Template of
 Brain Perfusion (Avants et al., Scientific Data 2015, doi 10.1038/sdata.2015.3). Subjects from 53 on are kept for
@@ -26,7 +29,7 @@ from mrgen.physics.masks import sampling_mask
 from mrgen.physics.noise import whiten, whitening_matrix
 from mrgen.posterior.reconstruct import posterior_samples
 from mrgen.prior.data import CachedSlices, Item, TrainingSet, item_of, write_item
-from mrgen.prior.files import load_prior, read_safetensors, write_safetensors
+from mrgen.prior.files import load_prior, read_safetensors, save_prior, write_safetensors
 from mrgen.prior.train import train
 from mrgen.scans.prepare import noise_covariance, prepare_slice
 from mrgen.scans.scan import Slice
@@ -96,21 +99,39 @@ def measured_set(work: Path, device: str) -> TrainingSet:
 def image_set(folder: Path, device: str) -> TrainingSet:
     """Every image of a folder: the clean ones for the oracle, posterior samples for EM."""
     images = [read_safetensors(f)[0]["image"].to(device) for f in sorted(folder.glob("*.safetensors"))]
-    return TrainingSet.from_images([i for stack in images for i in stack.reshape(-1, *stack.shape[-2:])], f"{folder.name}-{len(images)}")
+    return TrainingSet.from_images(
+        [i for stack in images for i in stack.reshape(-1, *stack.shape[-2:])], f"{folder.name}-{len(images)}"
+    )
 
 
 def learn(args: argparse.Namespace) -> None:
     protocol = load(Protocol, args.protocol)
-    changes = {k: getattr(args, k) for k in ("objective", "basis", "steps", "batch", "learning_rate", "sigma_min") if getattr(args, k) is not None}
+    changes = {
+        k: getattr(args, k)
+        for k in ("objective", "basis", "steps", "batch", "learning_rate", "sigma_min")
+        if getattr(args, k) is not None
+    }
     if args.images_from:
         changes["objective"] = "supervised"
     protocol = protocol.model_copy(update={"training": protocol.training.model_copy(update=changes)})
     supervised = protocol.training.objective == "supervised"
-    data = image_set(args.work / (args.images_from or "clean"), args.device) if supervised else measured_set(args.work, args.device)
+    data = (
+        image_set(args.work / (args.images_from or "clean"), args.device)
+        if supervised
+        else measured_set(args.work, args.device)
+    )
     start = None
     if args.start:
         start = {k: v.float() for k, v in read_safetensors(args.start)[0].items()}
-    train(data, protocol, args.out, device=args.device, seconds=args.seconds, start=start, report=lambda t: print(t, flush=True))
+    train(
+        data,
+        protocol,
+        args.out,
+        device=args.device,
+        seconds=args.seconds,
+        start=start,
+        report=lambda t: print(t, flush=True),
+    )
 
 
 def expectation(args: argparse.Namespace) -> None:
@@ -129,9 +150,34 @@ def expectation(args: argparse.Namespace) -> None:
             print(f"sampled {number} of {len(cached)}", flush=True)
 
 
+def ship(args: argparse.Namespace) -> None:
+    """Write the prior with the story of how it was trained in its metadata."""
+    stages = []
+    for file in [*args.history, args.prior]:
+        metadata = read_safetensors(file)[1]
+        objective = metadata["objective"]
+        if objective == "supervised":
+            objective = "supervised on posterior samples of the training scans (M-step of EM)"
+        stages.append(
+            {
+                "objective": objective,
+                "updates": metadata["steps_done"],
+                "batch": metadata["protocol"]["training"]["batch"],
+            }
+        )
+    weights, metadata = read_safetensors(args.prior)
+    changes = {
+        "name": "head",
+        "trained_on": "2,400 simulated undersampled noisy multi-coil head scans, R = 2 to 4, of subjects below 53 of "
+        "the Pediatric Template of Brain Perfusion (doi 10.1038/sdata.2015.3); no clean image was used in training",
+        "stages": stages,
+    }
+    save_prior(args.out, weights, {**metadata, **changes})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("simulate", "train", "em"))
+    parser.add_argument("stage", choices=("simulate", "train", "em", "ship"))
     parser.add_argument("--work", type=Path, required=True, help="folder for scans, samples and checkpoints")
     parser.add_argument("--images", type=Path, help="brain_t1_slices.npz")
     parser.add_argument("--scans", type=int, default=2400)
@@ -142,7 +188,8 @@ def main() -> None:
     parser.add_argument("--images-from", help="train on the images of this folder of --work (the M-step of EM)")
     parser.add_argument("--into", default="em", help="folder of --work for the samples of the E-step")
     parser.add_argument("--start", type=Path, help="prior to start from")
-    parser.add_argument("--prior", type=Path, help="prior of the E-step")
+    parser.add_argument("--prior", type=Path, help="prior of the E-step, or to ship")
+    parser.add_argument("--history", type=Path, nargs="*", default=[], help="the priors that it was started from")
     parser.add_argument("--e-steps", type=int, default=16, help="network calls of a sample in the E-step")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int)
@@ -153,7 +200,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("-o", "--out", type=Path)
     args = parser.parse_args()
-    {"simulate": simulate, "train": learn, "em": expectation}[args.stage](args)
+    {"simulate": simulate, "train": learn, "em": expectation, "ship": ship}[args.stage](args)
 
 
 if __name__ == "__main__":

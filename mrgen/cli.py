@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,16 +14,17 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from mrgen import __version__
 from mrgen.errors import MrgenError
 from mrgen.physics.masks import achieved_acceleration
 from mrgen.prior.data import TrainingSet
 from mrgen.prior.files import bundled_prior, load_prior
 from mrgen.prior.train import train
 from mrgen.review.figure import NOTICE, label
-from mrgen.review.output import mrgen_version, prepare_output_dir, write_result
+from mrgen.review.output import prepare_output_dir, write_result
 from mrgen.review.run import Run, reconstruct_scan
 from mrgen.scans.fastmri import open_fastmri
 from mrgen.scans.prepare import default_center_fraction, undersampling_mask
@@ -28,6 +32,8 @@ from mrgen.scans.scan import Scan
 from mrgen.settings import Protocol, Recipe, Sampling, load
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+PROGRESS_SECONDS = 20.0  # between lines of progress where stderr is no terminal
 
 
 class Device(StrEnum):
@@ -48,7 +54,7 @@ class Device(StrEnum):
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"mrgen {mrgen_version()}")
+        typer.echo(f"mrgen {__version__}")
         raise typer.Exit
 
 
@@ -74,7 +80,8 @@ def parse_slices(text: str | None, count: int) -> range:
 def choose_mask(scan: Scan, acceleration: float | None, seed: int) -> Tensor | None:
     """The mask (kx,) for retrospective undersampling; None for a scan that was undersampled when measured.
 
-    All slices share it. Raises MrgenError where R is missing, impossible, or asked for a second time.
+    All slices share it; its lines are equispaced as fastMRI's. Raises MrgenError where R is missing, impossible, or
+    asked for a second time.
     """
     if acceleration is not None and not (math.isfinite(acceleration) and acceleration >= 1):
         raise MrgenError(f"--R {acceleration:g}: expected a number of at least 1 (1 keeps every line)")
@@ -85,7 +92,8 @@ def choose_mask(scan: Scan, acceleration: float | None, seed: int) -> Tensor | N
         raise MrgenError(f"the scan is already undersampled, R = {achieved:.2f}: leave out --R to reconstruct it")
     if acceleration is None:
         raise MrgenError("the scan is fully sampled: say with --R by how much to undersample it, for example --R 8")
-    sampling = Sampling(acceleration=(acceleration,), center_fraction=default_center_fraction(acceleration))
+    fraction = default_center_fraction(acceleration)
+    sampling = Sampling(pattern="equispaced", acceleration=(acceleration,), center_fraction=fraction)
     return undersampling_mask(scan, sampling, acceleration, seed, slice_index=0)
 
 
@@ -94,6 +102,30 @@ def _load_recipe(name: str, samples: int | None, prior: Path | None) -> Recipe:
     if recipe.method != "posterior" and (samples is not None or prior is not None):
         raise MrgenError(f"recipe {name!r} draws no samples from a prior: leave out --samples and --prior")
     return recipe if samples is None else recipe.model_copy(update={"samples": samples})
+
+
+@contextmanager
+def progress_on_stderr() -> Iterator[Callable[[float, str], None]]:
+    """progress(fraction, place): a bar with the time left on a terminal; a line now and then where there is none."""
+    console, begun = Console(stderr=True), time.monotonic()
+    if console.is_terminal:
+        columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+        with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
+            task = bar.add_task("reconstructing", total=1.0)
+            yield lambda fraction, place: bar.update(task, completed=fraction, description=place)
+        return
+
+    spoken = begun
+
+    def line(fraction: float, place: str) -> None:
+        nonlocal spoken
+        now = time.monotonic()
+        if now - spoken >= PROGRESS_SECONDS and 0 < fraction < 1:
+            left = (now - begun) * (1 / fraction - 1) / 60
+            typer.echo(f"{place}: {fraction:.0%}, about {left:.1f} min left", err=True)
+            spoken = now
+
+    yield line
 
 
 @app.command()
@@ -127,10 +159,8 @@ def recon(
     detail = f": {run.samples} samples, prior {prior.sha256[:12]}" if prior else ""
     typer.echo(f"scan    {scan_file.name}: {len(chosen)} of {scan.slices} slices, {coils} coils, {n_y} x {n_x}")
     typer.echo(f"recipe  {run.recipe_name}{detail}, seed {seed}, on {target}")
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("reconstructing", total=1.0)
-        result = reconstruct_scan(run, typer.echo, lambda fraction: bar.update(task, completed=fraction))
+    with progress_on_stderr() as progress:
+        result = reconstruct_scan(run, typer.echo, progress)
     paths = write_result(out, scan_file.stem, result)
 
     for name, score in result.volume_scores().items():

@@ -10,9 +10,11 @@ import tomllib
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mrgen.errors import MrgenError
+
+GROUPS = 16  # of the network's group normalisation
 
 
 class Settings(BaseModel):
@@ -33,6 +35,16 @@ class Network(Settings):
     widths: tuple[int, ...] = Field((64, 128, 192), min_length=1, description="channels of each level")
     blocks: int = Field(2, ge=1, description="residual blocks per level and direction")
     patch: int = Field(2, ge=1, description="pixel-unshuffle factor at the input")
+
+    @field_validator("widths")
+    @classmethod
+    def _fill_the_groups(cls, widths: tuple[int, ...]) -> tuple[int, ...]:
+        if any(width <= 0 or width % GROUPS for width in widths):
+            found = ", ".join(str(width) for width in widths)
+            raise ValueError(
+                f"expected positive multiples of {GROUPS} (the groups of the normalisation), found {found}"
+            )
+        return widths
 
 
 class Training(Settings):
@@ -89,7 +101,7 @@ _FOLDERS = {Protocol: "protocols", Recipe: "recon"}
 def settings_folder(kind: type[Settings]) -> Path:
     """The folder with the TOML files: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).parent
-    name = _FOLDERS[kind]  # type: ignore[index]
+    name = _FOLDERS[kind]
     return next((p for p in (package / name, package.parent / name) if p.is_dir()), package / name)
 
 
@@ -105,10 +117,10 @@ def load(kind: type[Kind], name: str) -> Kind:
     if not path.is_file():
         raise MrgenError(f"unknown {label} {name!r}; there are: {', '.join(available(kind))}")
     try:
-        return kind.model_validate(tomllib.loads(path.read_text()))
-    except tomllib.TOMLDecodeError as error:
+        return kind.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:  # TOML is UTF-8 by definition
         raise MrgenError(f"{label} {path.name} is not valid TOML: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise MrgenError(f"{label} {path.name}: {key}: {first['msg']}") from None
+        raise MrgenError(f"{label} {path.name}: {key}: {first['msg'].removeprefix('Value error, ')}") from None

@@ -9,12 +9,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from mrgen import cli
+from mrgen import __version__, cli
 from mrgen.errors import MrgenError
 from mrgen.posterior.reconstruct import reconstruct
 from mrgen.review import output, run
+from mrgen.scans.prepare import undersampling_mask
+from mrgen.settings import Sampling
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -57,7 +60,7 @@ def full(write_scan, phantom, header) -> Path:
 
 
 def test_version_and_help(mrgen):
-    assert mrgen("--version")[:2] == (0, f"mrgen {output.mrgen_version()}\n")
+    assert mrgen("--version")[:2] == (0, f"mrgen {__version__}\n")
     for command in ("recon", "train-prior"):
         assert CliRunner().invoke(cli.app, [command, "--help"]).exit_code == 0
     assert "Not for diagnostic use" in CliRunner().invoke(cli.app, ["--help"]).output
@@ -121,6 +124,22 @@ def test_a_part_of_the_slices_gives_what_the_whole_scan_gives(mrgen, full, tmp_p
         assert np.array_equal(whole["reconstruction"][1:], part["reconstruction"][()])
         assert part.attrs["first_slice"] == 1
     assert seeds[0] != seeds[1] == seeds[2]
+
+
+def test_progress_is_told_in_lines_where_there_is_no_terminal(mrgen, full, tmp_path, monkeypatch):
+    arguments = ("recon", full, "--R", 2, "--recipe", "zero-filled", "-o", tmp_path / "out")
+    assert mrgen(*arguments)[2] == "", "nothing to say within the first seconds"
+    monkeypatch.setattr(cli, "PROGRESS_SECONDS", 0)
+    lines = mrgen(*arguments)[2].splitlines()
+    assert lines[0].startswith("slice 1 of 2: 50%, about 0.")
+    assert lines[-1].endswith("min left")
+
+
+def test_a_retrospective_mask_is_fastmris_equispaced_one(full):
+    scan = cli.open_fastmri(full)
+    sampling = Sampling(pattern="equispaced", acceleration=(4.0,), center_fraction=0.08)
+    for seed in range(4):
+        assert torch.equal(cli.choose_mask(scan, 4, seed), undersampling_mask(scan, sampling, 4, seed, 0))
 
 
 def test_an_undersampled_scan_is_reconstructed_as_it_is(mrgen, refused, write_scan, phantom, tmp_path):

@@ -10,7 +10,9 @@ from types import ModuleType
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from mrgen.cli import app
 from mrgen.prior.denoiser import Denoiser
 from mrgen.prior.files import save_prior
 from mrgen.settings import Network
@@ -65,6 +67,24 @@ def test_writes_json_and_a_table(script, write_scan, phantom, prior, tmp_path, c
     mean = (best[4.0, 0, "L1-wavelet"] + best[4.0, 1, "L1-wavelet"]) / 2
     assert f"| L1-wavelet | {mean:.2f} |" in lines[8]
     assert "| 2 |" in lines[9]
+
+
+def test_agrees_with_mrgen_recon(script, write_scan, phantom, prior, tmp_path):
+    scan, output = write_scan(kspace=phantom(slices=2, shape=(64, 64))), tmp_path / "compared.json"
+    (tmp_path / "quick.toml").write_text('description = "quick"\nsampler = "decoupled"\nsteps = 2\ncg_iterations = 3\n')
+    options = ["--R", "3", "--seed", "5", "--prior", prior, "--samples", "2", "--recipe", tmp_path / "quick.toml"]
+    common = [str(scan), *map(str, options)]
+    script.main([*common, "--slice", "1", "-o", str(output)])
+    done = CliRunner().invoke(
+        app, ["recon", *common, "--device", "cpu", "--slices", "1:2", "-o", str(tmp_path / "out")]
+    )
+    assert done.exit_code == 0
+    rows = {row["method"]: row for row in json.loads(output.read_text())["runs"]}
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["R"] == pytest.approx(rows["zero-filled"]["achieved_R"])
+    for method, image in (("zero-filled", "zero_filled"), ("posterior mean", "reconstruction")):
+        theirs = report["metrics"]["volume"][image]["psnr_fit"]
+        assert rows[method]["psnr"] == pytest.approx(theirs, abs=1e-3)
 
 
 def test_tune_takes_the_best_of_the_grid(script, capsys):

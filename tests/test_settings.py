@@ -3,6 +3,7 @@
 import re
 import tomllib
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 
@@ -52,6 +53,9 @@ def test_unknown_name_lists_what_exists(kind):
         (Protocol, 'description = "d"\nanatomy = "brain"\n[training]\nstep = 5', "training.step"),
         (Protocol, 'description = "d"\nanatomy = "brain"\n[sampling]\ncenter_fraction = 1.5', "center_fraction"),
         (Protocol, 'description = "d"', "anatomy"),
+        (Protocol, 'description = "d"\nanatomy = "brain"\n[network]\nwidths = [64, 100]', "network.widths: expected"),
+        (Protocol, 'description = "d"\nanatomy = "brain"\n[network]\nwidths = [0, 16]', "multiples of 16"),
+        (Protocol, 'description = "d"\nanatomy = "brain"\n[network]\nwidths = []', "network.widths"),
         (Recipe, 'description = "d"\nsampels = 8', "sampels"),
         (Recipe, 'description = "d"\nsamples = 1', "samples"),
         (Recipe, 'description = "d"\nsampler = "magic"', "sampler"),
@@ -68,6 +72,18 @@ def test_wrong_file_is_named_with_its_key(kind, text, culprit, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_file_is_utf8_on_any_computer(kind, tmp_path):
+    path, text = tmp_path / "mine.toml", 'description = "Schädel"\nanatomy = "head"\n'
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(MrgenError, match=r"mine\.toml is not valid TOML: .*utf-8") as error:
+        load(kind, str(path))
+    assert "\n" not in str(error.value)
+    if kind is Protocol:
+        path.write_bytes(text.encode("utf-8"))
+        assert load(kind, str(path)).description == "Schädel"
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_settings_do_not_change_after_loading(kind):
     settings = kind(description="d", **({"anatomy": "brain"} if kind is Protocol else {}))
     with pytest.raises(ValueError, match="frozen"):
@@ -80,6 +96,22 @@ def test_readme_explains_every_key_and_no_other(kind):
     rows = set(re.findall(r"^\| `(\w+)` \|", readme(kind), re.MULTILINE))
     assert rows == keys(kind) - tables
     assert all(f"`[{name}]`" in readme(kind) for name in tables)
+
+
+def choices(kind: type[Settings]) -> set[str]:
+    """Every word that a key may be set to, tables included."""
+    found = set()
+    for field in kind.model_fields.values():
+        if get_origin(field.annotation) is Literal:
+            found |= set(get_args(field.annotation))
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+            found |= choices(field.annotation)
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_readme_names_every_choice(kind):
+    assert all(f"`{choice}`" in readme(kind) for choice in choices(kind))
 
 
 @pytest.mark.parametrize("kind", KINDS)

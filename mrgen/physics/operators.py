@@ -130,6 +130,7 @@ def sense_normal(maps: Tensor, mask: Tensor) -> Callable[[Tensor], Tensor]:
     gram = (rows.mH @ rows) * spread
 
     def normal(x: Tensor) -> Tensor:
-        return (gram @ x.permute(1, 2, 0)).permute(2, 0, 1)
+        image: Tensor = (gram @ x.permute(1, 2, 0)).permute(2, 0, 1)
+        return image
 
     return normal

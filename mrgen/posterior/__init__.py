@@ -1,0 +1,1 @@
+"""Reconstruction: guidance, samplers, classical baselines and `reconstruct`."""

@@ -13,7 +13,6 @@ lambda is in those units: the same value means the same for every scan.
 from __future__ import annotations
 
 import torch
-from sigpy.mri.app import L1WaveletRecon
 from torch import Tensor
 
 from mrgen.physics.cg import conjugate_gradient
@@ -37,6 +36,8 @@ def cg_sense(slice_: Slice, regularisation: float, iterations: int) -> Tensor:
 
 def l1_wavelet(slice_: Slice, regularisation: float, iterations: int) -> Tensor:
     """Sparsity in orthogonal wavelets (db4), (y, x), by sigpy's FISTA on the CPU."""
+    from sigpy.mri.app import L1WaveletRecon  # here, as it takes seconds to import
+
     kspace = slice_.kspace.numpy(force=True)
     weights = slice_.mask.expand(kspace.shape[-2:]).numpy(force=True)  # else sigpy takes exact zeros for unsampled
     app = L1WaveletRecon(

@@ -28,7 +28,7 @@ def power_spectrum(slice_: Slice, bins: int = 24) -> Tensor:
     """Radial power spectrum P (y, x) of the image in k-space, from the sampled lines of this slice alone.
 
     The mean of sum_c |y_c|^2 - coils * sigma0^2 over the sampled points of each ring (elliptical where the matrix is
-    not square), interpolated linearly in log P; made to fall monotonically, and no lower than sigma0^2 / 100.
+    not square), interpolated linearly in log P and no lower than sigma0^2 / 100.
     """
     n_y, n_x = slice_.kspace.shape[-2:]
     y = (torch.arange(n_y) - n_y // 2) / (n_y / 2)
@@ -42,7 +42,7 @@ def power_spectrum(slice_: Slice, bins: int = 24) -> Tensor:
     count = torch.zeros(bins, device=power.device).index_add(0, ring[sampled], torch.ones_like(power[sampled]))
     floor = slice_.sigma0**2 / 100
     known = (count > 0).nonzero().flatten()
-    profile = (total[known] / count[known]).clamp_min(floor).log().cummin(0).values
+    profile = (total[known] / count[known]).clamp_min(floor).log()
     left = (torch.searchsorted(known, position.floor().long().flatten(), right=True) - 1).clamp(0, len(known) - 2)
     start, stop = known[left], known[left + 1]
     t = ((position.flatten() - start) / (stop - start)).clamp(0, 1)
@@ -58,7 +58,8 @@ def fourier_diagonal(maps: Tensor, mask: Tensor) -> Tensor:
     spread = fft2c(maps).abs().square().sum(-3)
     sampled = mask.expand(spread.shape).to(spread)
     correlation = fft2c(ifft2c(sampled + 0j) * ifft2c(spread + 0j).conj()).real
-    return (correlation / spread.numel() ** 0.5).clamp_min(0)
+    diagonal: Tensor = (correlation / spread.numel() ** 0.5).clamp_min(0)
+    return diagonal
 
 
 class Proximal:

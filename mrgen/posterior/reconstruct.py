@@ -53,14 +53,14 @@ def posterior_samples(
     else:
         power = torch.tensor(float(prior.metadata["sigma_data"]) ** 2, device=device)
     chunk = CPU_CHUNK if device.type == "cpu" else GPU_CHUNK
-    calls = recipe.steps * (2 if recipe.sampler == "heun" else 1) * -(-recipe.samples // chunk)
+    calls = (2 * recipe.steps - 1 if recipe.sampler == "heun" else recipe.steps) * -(-recipe.samples // chunk)
     done = 0
 
     def in_chunks(x_t: Tensor, sigma: Tensor) -> Tensor:
         nonlocal done
         parts = []
-        for x, s in zip(x_t.split(chunk), sigma.split(chunk), strict=True):
-            parts.append(prior(x, s))
+        for i in range(0, len(x_t), chunk):
+            parts.append(prior(x_t[i : i + chunk], sigma[i : i + chunk]))
             done += 1
             if progress is not None:
                 progress(done, calls)

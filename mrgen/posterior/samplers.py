@@ -8,6 +8,7 @@ Each is a plain function (denoise, x, sigmas, generator) -> x_0, with x (batch, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ def noise_levels(sigma_max: float, sigma_min: float, steps: int, rho: float = 7.
     """`steps` falling levels (steps,) between the two, dense near sigma_min (Karras et al., equation 5)."""
     t = torch.linspace(0, 1, steps)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return (high + t * (low - high)) ** rho
+    levels: Tensor = (high + t * (low - high)) ** rho
+    return levels
 
 
 def _at(sigma: Tensor, x: Tensor) -> Tensor:
@@ -31,7 +33,7 @@ def _at(sigma: Tensor, x: Tensor) -> Tensor:
 
 def ddim(denoise: Denoise, x: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor:
     """Euler steps of the ODE, deterministic (Song et al., arXiv 2010.02502)."""
-    for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for now, after in pairwise(sigmas):
         clean = denoise(x, _at(now, x))
         x = clean + (after / now) * (x - clean)
     return denoise(x, _at(sigmas[-1], x))
@@ -45,7 +47,7 @@ def multistep(denoise: Denoise, x: Tensor, sigmas: Tensor, generator: torch.Gene
     """
     before: Tensor | None = None
     h_before = torch.tensor(1.0)
-    for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for now, after in pairwise(sigmas):
         clean = denoise(x, _at(now, x))
         h = (now / after).log()
         target = clean if before is None else clean + h / (2 * h_before) * (clean - before)
@@ -56,7 +58,7 @@ def multistep(denoise: Denoise, x: Tensor, sigmas: Tensor, generator: torch.Gene
 
 def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor:
     """Heun's second-order steps, two calls each (Karras et al., algorithm 1)."""
-    for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for now, after in pairwise(sigmas):
         slope = (x - denoise(x, _at(now, x))) / now
         ahead = x + (after - now) * slope
         slope_ahead = (ahead - denoise(ahead, _at(after, x))) / after
@@ -66,7 +68,7 @@ def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, generator: torch.Generator
 
 def ancestral(denoise: Denoise, x: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor:
     """DDPM's stochastic steps (Ho et al., arXiv 2006.11239) in sigma: down to the mean, then fresh noise."""
-    for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for now, after in pairwise(sigmas):
         clean = denoise(x, _at(now, x))
         ratio = (after / now).square()
         x = clean + ratio * (x - clean) + after * (1 - ratio).sqrt() * complex_noise(x, generator)
@@ -78,7 +80,7 @@ def decoupled(denoise: Denoise, x: Tensor, sigmas: Tensor, generator: torch.Gene
 
     For a denoiser that draws from p(x | x_t, y) instead of giving its mean; errors of one level do not accumulate.
     """
-    for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for now, after in pairwise(sigmas):
         x = denoise(x, _at(now, x)) + after * complex_noise(x, generator)
     return denoise(x, _at(sigmas[-1], x))
 

@@ -1,0 +1,1 @@
+"""Learning: the denoiser, the objectives, the training loop, and prior files."""

@@ -56,13 +56,14 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
 def read_safetensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of a file written by `write_safetensors`. Raises MrgenError."""
     if not path.is_file():
-        raise MrgenError(f"no such file: {path}")
+        raise MrgenError(f"no such file: {path.name}")
     try:
         with safe_open(path, "pt", device=device) as file:
             metadata = json.loads((file.metadata() or {})["mrgen"])
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except (SafetensorError, KeyError, json.JSONDecodeError):
-        raise MrgenError(f"{path} is not a file that mrgen wrote; expected safetensors with mrgen metadata") from None
+        expected = "expected safetensors with mrgen metadata"
+        raise MrgenError(f"{path.name} is not a file that mrgen wrote; {expected}") from None
 
 
 def save_prior(path: Path, weights: dict[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -75,11 +76,12 @@ def load_prior(path: Path, device: str = "cpu", amp: bool = False) -> Prior:
     weights, metadata = read_safetensors(path)
     try:
         if metadata.get("format") != FORMAT:
-            raise MrgenError(f"{path} is not a prior ({metadata.get('format')!r} instead of {FORMAT!r})")
+            raise MrgenError(f"{path.name} is not a prior ({metadata.get('format')!r} instead of {FORMAT!r})")
         denoiser = Denoiser(Network(**metadata["network"]), float(metadata["sigma_data"]), amp)
         denoiser.load_state_dict({k: v.float() for k, v in weights.items()})
     except (KeyError, ValidationError, RuntimeError) as error:
-        raise MrgenError(f"{path}: the prior's metadata and weights do not belong together ({error})") from None
+        reason = str(error).splitlines()[0]
+        raise MrgenError(f"{path.name}: the prior's metadata and weights do not belong together ({reason})") from None
     denoiser = denoiser.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Prior(denoiser, metadata, hashlib.sha256(path.read_bytes()).hexdigest())
 

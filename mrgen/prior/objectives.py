@@ -138,7 +138,7 @@ def gsure_fourier(
 
     Noise levels below sigma0 cannot be reached by adding noise: there sigma0 itself is used.
     """
-    coils = torch.randn(batch.kspace.shape[:2], dtype=batch.kspace.dtype, device=batch.kspace.device, generator=generator)
+    coils = complex_noise(batch.kspace[:, :, 0, 0], generator)
     coils = coils / coils.norm(dim=1, keepdim=True)
     y = torch.einsum("bc,bcyx->byx", coils, batch.kspace)
     mask, weights, sigma0 = batch.mask[:, 0], batch.weights[:, 0] * batch.mask[:, 0], batch.sigma0

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from mrgen import __version__
 from mrgen.errors import MrgenError
 from mrgen.prior.data import TrainingSet
 from mrgen.prior.denoiser import Denoise, Denoiser, risk_weight
@@ -132,20 +132,24 @@ def train(
         recent.append((step, sigma_t, risk.detach()))
         now = time.monotonic()
         if now - spoken > REPORT_SECONDS or step == steps:
-            log += _collect(recent, out, step)
+            rows = _collect(recent, out.name)
+            log += rows
             rate = (step - first) / (now - begun)
-            level = sum(row[2] for row in log[-len(recent) :]) / len(recent)
-            report(f"step {step}/{steps}  risk {level:.5f}  {rate:.1f} steps/s  {(steps - step) / rate / 60:.1f} min left")
+            level = sum(row[2] for row in rows) / len(rows)
+            left = (steps - step) / rate / 60
+            report(f"step {step}/{steps}  risk {level:.5f}  {rate:.1f} steps/s  {left:.1f} min left")
             recent, spoken = [], now
-        if now - saved > CHECKPOINT_SECONDS:
-            _save(checkpoint, identity, step, parameters, average, optimiser)
-            _write_log(out, log)
-            saved = now
+            if now - saved > CHECKPOINT_SECONDS:  # only here, after _collect has ruled out NaN and emptied recent
+                _save(checkpoint, identity, step, parameters, average, optimiser)
+                _write_log(out, log)
+                saved = now
 
-    log += _collect(recent, out, step)
-    _save(checkpoint, identity, step, parameters, average, optimiser)
-    _write_log(out, log)
+    if step > first:
+        log += _collect(recent, out.name)
+        _save(checkpoint, identity, step, parameters, average, optimiser)
+        _write_log(out, log)
     metadata: dict[str, Any] = {
+        "mrgen": __version__,
         "network": protocol.network.model_dump(mode="json"),
         "sigma_data": training.sigma_data,
         "sigma_min": training.sigma_min,
@@ -160,16 +164,16 @@ def train(
     return out
 
 
-Row = tuple[int, float, float]  # step, sigma_t, risk: one row per step, its sigma closest to the median
+Row = tuple[int, float, float]  # step, geometric mean of its sigma_t, mean risk per pixel
 
 
-def _collect(recent: list[tuple[int, Tensor, Tensor]], out: Path, step: int) -> list[Row]:
-    """Rows (step, mean sigma, mean normalised risk) of the steps since the last report; NaN stops here."""
+def _collect(recent: list[tuple[int, Tensor, Tensor]], name: str) -> list[Row]:
+    """Rows of the steps since the last report; NaN stops here."""
     rows = []
     for number, sigma, risk in recent:
         row = (number, float(sigma.log().mean().exp()), float(risk.mean()))
         if not math.isfinite(row[2]):
-            raise MrgenError(f"the loss of {out.name} is not finite at step {number}; lower the learning rate")
+            raise MrgenError(f"the loss of {name} is not finite at step {number}; lower the learning rate")
         rows.append(row)
     return rows
 
@@ -189,7 +193,7 @@ def _restore(path: Path, identity: dict[str, Any], parameters: dict[str, Any], a
     tensors, metadata = read_safetensors(path)
     differs = [k for k in identity if metadata.get(k) != identity[k]]
     if differs:
-        raise MrgenError(f"{path} is of another run (other {', '.join(differs)}): remove it or use --no-resume")
+        raise MrgenError(f"{path.name} is of another run (other {', '.join(differs)}): remove it or use --no-resume")
     step = int(metadata["step"])
     for name, p in parameters.items():
         with torch.no_grad():
@@ -208,12 +212,16 @@ def _write_log(out: Path, log: list[Row]) -> None:
         writer = csv.writer(file)
         writer.writerow(["step", "sigma", "risk"])
         writer.writerows(log)
+
+    from matplotlib.figure import Figure  # here, as it is slow to import
+
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
     width = max(1, len(log) // 200)
     means = [sum(r[2] for r in log[i : i + width]) / width for i in range(0, len(log) - width + 1, width)]
     axes.plot([log[i][0] for i in range(0, len(log) - width + 1, width)], means, color="0.2")
-    axes.set(xlabel="update", ylabel="estimated risk per pixel", yscale="symlog" if min(means, default=1) <= 0 else "log")
+    scale = "symlog" if min(means, default=1) <= 0 else "log"
+    axes.set(xlabel="update", ylabel="estimated risk per pixel", yscale=scale)
     axes.set_title(f"{out.stem}: mean over noise levels", fontsize=9)
     figure.savefig(out.with_suffix(".png"), dpi=120)
 

@@ -8,17 +8,21 @@ skips are added, not concatenated. Images are zero-padded to a multiple of patch
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mrgen.settings import GROUPS
+
 EMBEDDING = 128  # width of the noise-level embedding
-GROUPS = 16  # of the group normalisation
 
 
 class NoiseEmbedding(nn.Module):
     """Fourier features of c_noise, (batch,) to (batch, EMBEDDING)."""
+
+    frequencies: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +64,7 @@ class UNet(nn.Module):
         self.enter = nn.Conv2d(2 * patch**2, widths[0], 3, padding=1)
         self.encoder = nn.ModuleList(nn.ModuleList(Block(w) for _ in range(blocks)) for w in widths)
         self.decoder = nn.ModuleList(nn.ModuleList(Block(w) for _ in range(blocks)) for w in widths)
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(pairwise(widths))
         self.down = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in pairs)
         self.up = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairs)
         self.leave = nn.Sequential(

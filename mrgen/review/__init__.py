@@ -1,0 +1,1 @@
+"""What a reader sees: metrics, figures and the files written."""

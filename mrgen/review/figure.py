@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from mrgen.review.metrics import Array, best_scale
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 NOTICE = "Research use only. Not for diagnostic use."
 _LABELS = {"zero_filled": "zero-filled", "l1_wavelet": "L1-wavelet"}
@@ -54,6 +55,8 @@ def save_figure(
     panels share one window, from 0 to the 99.8th percentile of the reference (without one: of the
     reconstruction). The error is that of the reconstruction after the best scalar fit.
     """
+    from matplotlib.figure import Figure  # here, as it is slow to import
+
     final = list(images)[-1]
     top = float(np.percentile(images[final] if reference is None else reference, 99.8))
     panels: list[tuple[Array, str, dict[str, Any]]] = []
@@ -75,7 +78,6 @@ def save_figure(
     rows = 1 if len(panels) <= 4 else 2
     columns = -(-len(panels) // rows)
     figure = Figure(figsize=(2.9 * columns, 2.75 * rows + 0.8), layout="compressed")
-    FigureCanvasAgg(figure)
     grid = figure.add_gridspec(rows + 1, columns, height_ratios=[*[1.0] * rows, 0.06])
     for i in range(rows * columns):
         axes = figure.add_subplot(grid[i // columns, i % columns])

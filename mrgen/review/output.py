@@ -14,14 +14,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from mrgen import __version__
 from mrgen.errors import MrgenError
 from mrgen.review.figure import NOTICE, save_figure
 from mrgen.review.metrics import Array, scores
@@ -72,14 +71,6 @@ class Result:
         return {name: scores(image[i], self.reference[i], peak) for name, image in self.images.items()}
 
 
-def mrgen_version() -> str:
-    """Version of the installed package; a checkout that is not installed says so."""
-    try:
-        return installed_version("mrgen")
-    except PackageNotFoundError:
-        return "not installed"
-
-
 def prepare_output_dir(path: Path) -> None:
     """Make the folder and try to write to it, before anything is computed. Raises MrgenError."""
     try:
@@ -124,7 +115,7 @@ def _write_volume(path: Path, result: Result) -> None:
         "prior_sha256": result.prior_sha256,
         "recipe": result.recipe["name"],
         "first_slice": result.first_slice,
-        "mrgen_version": mrgen_version(),
+        "mrgen_version": __version__,
         "notice": NOTICE,
     }
     with h5py.File(path, "w") as file:
@@ -142,7 +133,7 @@ def _report(result: Result) -> dict[str, Any]:
     count = len(result.images["reconstruction"])
     report: dict[str, Any] = {
         "notice": NOTICE,
-        "mrgen_version": mrgen_version(),
+        "mrgen_version": __version__,
         "slices": [result.first_slice, result.first_slice + count],
         "R": result.acceleration,
         "lines": {"sampled": int(result.mask.sum()), "all": int(result.mask.size)},

@@ -39,22 +39,29 @@ class Run:
         return None if self.prior is None else self.recipe.samples
 
 
-def reconstruct_scan(run: Run, say: Callable[[str], None], progress: Callable[[float], None]) -> Result:
-    """Reconstruct the slices of `run`, telling `say` about mask and noise and `progress` the fraction done.
+def slice_generator(seed: int, index: int, device: str) -> torch.Generator:
+    """The source of a slice's samples, seeded by its own number, so that A:B gives what the whole scan gives."""
+    return torch.Generator(device).manual_seed(seed * 1_000_003 + index)
 
-    Raises MrgenError for slices that cannot be used.
+
+def reconstruct_scan(run: Run, say: Callable[[str], None], progress: Callable[[float, str], None]) -> Result:
+    """Reconstruct the slices of `run`, telling `say` about mask and noise.
+
+    `progress` hears the fraction done and where that is, such as "slice 2 of 5, step 13 of 160". Raises MrgenError
+    for slices that cannot be used.
     """
     begun = time.perf_counter()
     volumes: dict[str, list[NDArray[np.float32]]] = {}
     sigma0: list[float] = []
     for number, index in enumerate(run.slices):
         raw = run.scan.read_slice(index)
+        place = f"slice {number + 1} of {len(run.slices)}"
+        progress(number / len(run.slices), place)
 
-        def step(done: int, total: int, number: int = number) -> None:
-            progress((number + done / total) / len(run.slices))
+        def step(done: int, total: int, number: int = number, place: str = place) -> None:
+            progress((number + done / total) / len(run.slices), f"{place}, step {done} of {total}")
 
-        # Seeded by the slice's own number, so that A:B gives what the whole scan gives.
-        generator = torch.Generator(run.device).manual_seed(run.seed * 1_000_003 + index)
+        generator = slice_generator(run.seed, index, run.device)
         try:
             slice_ = prepare_slice(raw, run.scan.mask, undersample=run.undersample, keep_reference=True)
             if number == 0:
@@ -65,7 +72,7 @@ def reconstruct_scan(run: Run, say: Callable[[str], None], progress: Callable[[f
         for name, image in _images(slice_, result).items():
             volumes.setdefault(name, []).append(_scanner_units(image, slice_, run.scan.crop))
         sigma0.append(slice_.sigma0)
-        progress((number + 1) / len(run.slices))
+        progress((number + 1) / len(run.slices), place)
 
     stacked = {name: np.stack(images) for name, images in volumes.items()}
     return Result(

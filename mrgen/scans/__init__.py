@@ -1,0 +1,1 @@
+"""The outside world coming in: readers of raw k-space, its preparation, simulation, and all validation of it."""

@@ -51,7 +51,7 @@ def receive_maps(shape: tuple[int, int], coils: int, generator: torch.Generator)
         place = torch.tensor([a * math.sin(angle), b * math.cos(angle), uniform(-0.8, 0.8, generator)])
         aim = -place + 0.2 * torch.randn(3, generator=generator)
         moment = functional.normalize(aim, dim=0)
-        offset = torch.stack(torch.broadcast_tensors(y - place[0], x - place[1], -place[2]), dim=-1)  # (y, x, 3)
+        offset = torch.stack([v.expand(shape) for v in (y - place[0], x - place[1], -place[2])], dim=-1)  # (y, x, 3)
         distance = offset.norm(dim=-1, keepdim=True).clamp_min(0.2)
         unit = offset / distance
         b_field = (3 * (unit @ moment)[..., None] * unit - moment) / distance**3
@@ -72,7 +72,7 @@ def smooth_phase(shape: tuple[int, int], generator: torch.Generator, strength: f
 
 def noise_factor(coils: int, generator: torch.Generator, correlation: float = 0.3) -> Tensor:
     """L (coil, coil) with L L^H = C: gains within about 20 % of each other and random correlations."""
-    mixing = torch.eye(coils, dtype=torch.complex64)
+    mixing: Tensor = torch.eye(coils, dtype=torch.complex64)
     mixing = mixing + correlation / coils**0.5 * torch.randn(coils, coils, dtype=torch.complex64, generator=generator)
     return (1 + 0.2 * torch.randn(coils, generator=generator)).clamp_min(0.5)[:, None] * mixing
 

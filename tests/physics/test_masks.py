@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mrgen.errors import MrgenError
 from mrgen.physics.masks import (
     PATTERNS,
     achieved_acceleration,
@@ -16,6 +17,7 @@ from mrgen.physics.masks import (
     sampling_mask,
     sampling_probability,
 )
+from mrgen.prior.data import gsure_weights
 
 CASES = [(224, 4, 0.08), (224, 8, 0.04), (368, 4, 0.08), (320, 10, 0.04), (171, 6, 0.06), (181, 3.5, 0.1)]
 
@@ -131,6 +133,36 @@ def test_errors_say_what_to_do() -> None:
         sampling_mask("equispaced", 100, 4, 0.25, generator)
     with pytest.raises(ValueError, match="lower the centre fraction or R"):
         sampling_probability("random", 100, 4, 0.5)
+
+
+def test_fastmris_offsets_never_sample_some_lines() -> None:
+    case = (368, 4, 0.08)
+    spacing = adjusted_spacing(*case)
+    assert (round(spacing, 2), round(spacing)) == (5.38, 5)
+    never = sampling_probability("equispaced", *case) == 0
+    assert int(never.sum()) == 24, "docs/protocols.md quotes this: 6.5 % of the lines"
+    assert torch.equal(draw("equispaced", case, range(200)).sum(0) == 0, never)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_any_offset_samples_every_line_outside_the_centre_alike(case: tuple[int, float, float]) -> None:
+    draws, outside = 4000, torch.ones(case[0], dtype=torch.bool)
+    outside[centre_lines(case[0], case[2])] = False
+    rate = 1 / adjusted_spacing(*case)
+    probability = sampling_probability("equispaced-any-offset", *case)
+    torch.testing.assert_close(probability[outside], torch.full_like(probability[outside], rate))
+    assert bool((probability[~outside] == 1).all())
+    mean = draw("equispaced-any-offset", case, range(draws)).mean(0)
+    assert (mean - probability).abs().max() < 4.5 * (rate * (1 - rate) / draws) ** 0.5
+
+
+def test_gsure_refuses_a_pattern_that_leaves_lines_out() -> None:
+    case = (368, 4, 0.08)
+    with pytest.raises(MrgenError, match="never sampled by this protocol") as error:
+        gsure_weights(sampling_probability("equispaced", *case))
+    assert "\n" not in str(error.value)
+    probability = sampling_probability("equispaced-any-offset", *case)
+    torch.testing.assert_close(gsure_weights(probability) * probability, torch.ones(368))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mrgen.physics.fourier import AXES
-from mrgen.physics.operators import Coils, Composition, Fourier, LinearOperator, Mask, sense
+from mrgen.physics.operators import Coils, Composition, Fourier, LinearOperator, Mask, sense, sense_normal
 
 Shape = tuple[int, ...]
 Factory = Callable[[Shape, torch.dtype], LinearOperator]
@@ -133,6 +133,21 @@ def test_a_batch_of_maps_and_masks() -> None:
     together = sense(maps, masks.unsqueeze(1)).normal(x)
     for i in range(2):
         assert close(together[i], sense(maps[i], masks[i]).normal(x[i]))
+
+
+@pytest.mark.parametrize(
+    "make_mask", [lambda s: line_mask(s)[0], line_mask, point_mask], ids=["(kx)", "(1, kx)", "2-D"]
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_fast_normal_operator_is_that_of_sense(
+    size: Shape, dtype: torch.dtype, make_mask: Callable[[Shape], Tensor]
+) -> None:
+    maps, mask, x = complex_normal((COILS, *size), dtype), make_mask(size), complex_normal((4, *size), dtype, 1)
+    fast = sense_normal(maps, mask)(x)
+    assert (fast.shape, fast.dtype) == (x.shape, dtype)
+    assert close(fast, sense(maps, mask).normal(x))
+    assert close(sense_normal(maps, mask)(x[2:3])[0], fast[2]), "a batch is its items"
 
 
 def test_unit_norm_maps_make_the_normal_operator_a_contraction() -> None:

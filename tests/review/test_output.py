@@ -5,10 +5,12 @@ import json
 import h5py
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from mrgen import __version__
 from mrgen.errors import MrgenError
-from mrgen.review import figure, output
+from mrgen.review import output
 from mrgen.review.metrics import psnr, psnr_fit, ssim
 
 
@@ -51,7 +53,7 @@ def test_the_volume_file_holds_images_mask_and_provenance(tmp_path):
             "prior_sha256": "ab" * 32,
             "recipe": "posterior",
             "first_slice": 4,
-            "mrgen_version": output.mrgen_version(),
+            "mrgen_version": __version__,
             "notice": "Research use only. Not for diagnostic use.",
         }
         assert b"Doe" not in file["ismrmrd_header"][()]
@@ -106,9 +108,9 @@ def test_an_unwritable_folder_is_refused(tmp_path):
 
 
 def test_the_figure_says_what_it_shows(tmp_path, monkeypatch):
-    seen: list[figure.Figure] = []
-    save = figure.Figure.savefig
-    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *a, **k: (seen.append(self), save(self, *a, **k))[1])
+    seen: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (seen.append(self), save(self, *a, **k))[1])
     result = make_result()
     output.write_result(tmp_path, "scan", result)
     axes = [a for a in seen[0].axes if a.get_title()]

@@ -1,0 +1,331 @@
+"""The training loop on a few tiny simulated slices: exact resume, refusals, its log, schedules and poses."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import mrgen.prior.train as loop
+from mrgen.errors import MrgenError
+from mrgen.physics.operators import sense
+from mrgen.prior.data import Item, TrainingSet
+from mrgen.prior.files import load_prior, read_safetensors, save_prior, write_safetensors
+from mrgen.prior.train import any_pose, draw_sigma, learning_rate, train
+from mrgen.scans.simulate import receive_maps, smooth_phase
+from mrgen.settings import Network, Protocol, Sampling, Training
+
+SHAPE = (32, 32)
+SIGMA0 = 0.05
+
+
+def image(seed: int) -> Tensor:
+    """A complex ellipse of random size with a smooth phase."""
+    g = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(*[(torch.arange(n) - n // 2) / (n / 2) for n in SHAPE], indexing="ij")
+    a, b, level = (0.4 + 0.4 * torch.rand(3, generator=g)).tolist()
+    return level * ((y / a) ** 2 + (x / b) ** 2 < 1) * torch.exp(1j * smooth_phase(SHAPE, g, 0.3))
+
+
+def slices(count: int = 5, coils: int = 3) -> TrainingSet:
+    """Undersampled noisy slices in memory, every second line or so."""
+    items = []
+    for number in range(count):
+        g = torch.Generator().manual_seed(100 + number)
+        maps = receive_maps(SHAPE, coils, g)
+        maps = maps / maps.abs().square().sum(0).sqrt()
+        mask = (torch.rand(SHAPE[1], generator=g) < 0.5).float()
+        noise = SIGMA0 * torch.randn(coils, *SHAPE, dtype=torch.complex64, generator=g)
+        y = sense(maps, mask).forward(image(number)) + mask * noise
+        items.append(Item(y, mask, maps, torch.full((SHAPE[1],), 2.0), SIGMA0))
+    return TrainingSet(items, [SHAPE] * count, f"tiny-{count}")
+
+
+def protocol(**training: object) -> Protocol:
+    settings = {"steps": 12, "batch": 2, "warmup": 3, "cg_iterations": 4, "basis": "fourier"} | training
+    return Protocol(
+        description="tiny",
+        anatomy="ellipse",
+        sampling=Sampling(acceleration=(2.0,)),
+        network=Network(widths=(32, 32), blocks=1),
+        training=Training(**settings),  # type: ignore[arg-type]
+    )
+
+
+def silent(text: str) -> None:
+    del text
+
+
+def tensors(path: Path) -> dict[str, Tensor]:
+    return read_safetensors(path)[0]
+
+
+def rows(out: Path) -> list[list[str]]:
+    with out.with_suffix(".csv").open(newline="") as file:
+        return list(csv.reader(file))[1:]
+
+
+def assert_same(a: Path, b: Path) -> None:
+    one, two = tensors(a), tensors(b)
+    assert one.keys() == two.keys()
+    assert [k for k in one if not torch.equal(one[k], two[k])] == []
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every look at the clock takes a second; an update looks twice."""
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=itertools.count().__next__))
+
+
+@pytest.mark.parametrize("kind", ["fourier", "sense", "supervised"])
+def test_resume_equals_no_interruption_to_the_bit(tmp_path: Path, clock: None, kind: str) -> None:
+    if kind == "supervised":
+        data, settings = TrainingSet.from_images([image(i) for i in range(5)], "clean"), protocol(objective=kind)
+    else:
+        data, settings = slices(), protocol(basis=kind)
+    whole = train(data, settings, tmp_path / "whole.safetensors", report=silent)
+    parts, said = tmp_path / "parts.safetensors", []
+    for _ in range(20):
+        train(data, settings, parts, seconds=10, report=said.append)
+        if read_safetensors(parts)[1]["steps_done"] == 12:
+            break
+    resumed = [s for s in said if s.startswith("resuming")]
+    assert len(resumed) >= 2
+    assert len({s.split(" at step ")[1] for s in resumed}) == len(resumed)
+    assert_same(whole, parts)
+    assert_same(whole.with_suffix(".checkpoint.safetensors"), parts.with_suffix(".checkpoint.safetensors"))
+    assert rows(whole) == rows(parts)
+    assert [int(r[0]) for r in rows(whole)] == list(range(1, 13))
+
+
+class Stop(Exception):
+    pass
+
+
+def broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A whole run, and one that was killed between two checkpoints and then resumed."""
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 9.0)
+    data, settings = slices(), protocol(steps=20)
+    whole = train(data, settings, tmp_path / "whole.safetensors", report=silent)
+    parts = tmp_path / "parts.safetensors"
+
+    def kill(text: str) -> None:
+        if text.startswith("step") and int(text.split()[1].split("/")[0]) >= 12:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(data, settings, parts, report=kill)
+    assert not parts.exists()
+    said: list[str] = []
+    train(data, settings, parts, report=said.append)
+    assert said[0].startswith("resuming")
+    return whole, parts
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(
+    tmp_path: Path, clock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_same(*broken_off(tmp_path, monkeypatch))
+
+
+@pytest.mark.xfail(strict=True, reason="prior-fixes.patch: a checkpoint goes without its last log rows")
+def test_the_log_of_a_killed_run_has_no_gap(tmp_path: Path, clock: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, parts = broken_off(tmp_path, monkeypatch)
+    assert rows(whole) == rows(parts)
+
+
+@pytest.mark.xfail(strict=True, reason="prior-fixes.patch: Adam has no state before the first update")
+def test_out_of_time_before_the_first_update_leaves_a_run_to_resume(tmp_path: Path) -> None:
+    data, settings = slices(), protocol()
+    whole = train(data, settings, tmp_path / "whole.safetensors", report=silent)
+    late = train(data, settings, tmp_path / "late.safetensors", report=silent, seconds=0.0)
+    train(data, settings, late, report=silent)
+    assert_same(whole, late)
+
+
+def test_the_loss_falls_and_its_curve_is_kept(tmp_path: Path) -> None:
+    settings = protocol(steps=80, batch=4, learning_rate=2e-3, warmup=10)
+    out = train(slices(8), settings, tmp_path / "prior.safetensors", report=silent)
+    risk = [float(r[2]) for r in rows(out)]
+    assert sum(risk[-20:]) < 0.6 * sum(risk[:20])
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    before = rows(out)
+    said: list[str] = []
+    train(slices(8), settings, out, report=said.append)  # nothing left to do
+    assert said[0] == "resuming prior.safetensors at step 80 of 80"
+    assert rows(out) == before
+
+
+def test_another_run_is_not_resumed(tmp_path: Path) -> None:
+    out = tmp_path / "prior.safetensors"
+    train(slices(), protocol(), out, report=silent)
+    stored = out.read_bytes()
+    for data, settings, steps, named in (
+        (slices(6), protocol(), None, "data"),
+        (slices(), protocol(learning_rate=1e-3), None, "protocol"),
+        (slices(), protocol(), 13, "steps"),
+    ):
+        with pytest.raises(MrgenError, match=rf"of another run \(other {named}\).*--no-resume") as caught:
+            train(data, settings, out, steps=steps, report=silent)
+        assert "\n" not in str(caught.value)
+    assert out.read_bytes() == stored
+    train(slices(6), protocol(), out, resume=False, report=silent)
+    assert out.read_bytes() != stored
+
+
+def test_nan_stops_the_run_and_says_so(tmp_path: Path) -> None:
+    data = slices()
+    data.items[3].kspace[:] = math.nan  # type: ignore[union-attr]
+    with pytest.raises(MrgenError, match=r"loss of prior.safetensors is not finite at step \d; lower the learning"):
+        train(data, protocol(), tmp_path / "prior.safetensors", report=silent)
+    assert not (tmp_path / "prior.safetensors").exists()
+
+
+def test_weights_to_start_from_are_used(tmp_path: Path) -> None:
+    first = train(slices(), protocol(), tmp_path / "a.safetensors", report=silent)
+    start = {k: v.float() for k, v in tensors(first).items()}
+    settings = protocol(learning_rate=1e-12)  # so that the start is also the end
+    assert_same(first, train(slices(), settings, tmp_path / "b.safetensors", start=start, steps=1, report=silent))
+
+
+def test_a_prior_is_read_as_it_was_written(tmp_path: Path) -> None:
+    out = train(slices(), protocol(), tmp_path / "prior.safetensors", report=silent)
+    prior = load_prior(out)
+    stored, average = tensors(out), tensors(out.with_suffix(".checkpoint.safetensors"))
+    for name, weight in prior.denoiser.named_parameters():
+        assert stored[name].dtype == torch.float16
+        assert torch.equal(weight, stored[name].float())
+        assert torch.equal(stored[name], average[f"average/{name}"].half())
+        assert not weight.requires_grad
+    for key in ("network", "sigma_data", "sigma_min", "sigma_max", "scaling", "protocol", "data", "steps"):
+        assert key in prior.metadata
+    settings = protocol()
+    assert prior.metadata["format"] == "mrgen-prior-1"
+    assert prior.metadata["objective"] == "gsure-fourier"
+    assert prior.metadata["steps_done"] == 12
+    assert "Not for diagnostic use" in prior.metadata["notice"]
+    assert Protocol(**prior.metadata["protocol"]) == settings
+    assert (prior.sigma_min, prior.sigma_max) == (settings.training.sigma_min, settings.training.sigma_max)
+    x_t, sigma = torch.randn(2, 9, 14, dtype=torch.complex64), torch.tensor([0.1, 2.0])
+    again = load_prior(out)
+    assert torch.equal(prior(x_t, sigma), again(x_t, sigma))
+    assert prior.sha256 == again.sha256
+
+
+def test_files_that_are_no_prior_are_refused(tmp_path: Path) -> None:
+    good = train(slices(), protocol(), tmp_path / "prior.safetensors", report=silent)
+    weights, metadata = read_safetensors(good)
+    bad = tmp_path / "bad.safetensors"
+
+    def refused(match: str, path: Path = bad) -> None:
+        with pytest.raises(MrgenError, match=match) as caught:
+            load_prior(path)
+        assert path.name in str(caught.value)
+
+    refused("no such file", tmp_path / "missing.safetensors")
+    refused("no such file", tmp_path)
+    for content in (b"", b"garbage " * 100, good.read_bytes()[:5000]):
+        bad.write_bytes(content)
+        refused("not a file that mrgen wrote")
+    torch.save(weights, bad)  # a pickle: it must not be opened as one
+    refused("not a file that mrgen wrote")
+    save_file(weights, bad)
+    refused("not a file that mrgen wrote")
+    save_file(weights, bad, {"mrgen": "{not json"})
+    refused("not a file that mrgen wrote")
+    refused("is not a prior", good.with_suffix(".checkpoint.safetensors"))
+    save_prior(bad, weights, {k: v for k, v in metadata.items() if k not in ("network", "format")})
+    refused("do not belong together")
+    save_prior(bad, weights, metadata | {"network": {"widths": [64], "blocks": 1, "patch": 2}})
+    refused("do not belong together")
+    save_prior(bad, weights, metadata | {"network": {"width": [64]}})
+    refused("do not belong together")
+
+
+@pytest.mark.xfail(strict=True, reason="prior-fixes.patch: only some of the exceptions are caught")
+@pytest.mark.parametrize("metadata", [[], {"sigma_data": "much"}, {"network": None}])
+def test_metadata_of_another_kind_is_refused(tmp_path: Path, metadata: object) -> None:
+    good = train(slices(), protocol(steps=1), tmp_path / "prior.safetensors", report=silent)
+    weights, known = read_safetensors(good)
+    changed = known | metadata if isinstance(metadata, dict) else metadata
+    save_file(weights, good, {"mrgen": json.dumps(changed)})
+    with pytest.raises(MrgenError, match="do not belong together"):
+        load_prior(good)
+
+
+def test_interrupted_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.safetensors"
+    write_safetensors(path, {"a": torch.ones(3)}, {"n": 1})
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mrgen.prior.files.os.replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        write_safetensors(path, {"a": torch.zeros(3)}, {"n": 2})
+    assert read_safetensors(path)[1] == {"n": 1}
+
+
+def test_noise_levels_are_stratified_in_range_and_have_their_median() -> None:
+    g = torch.Generator().manual_seed(0)
+    wide = Training(sigma_min=1e-9, sigma_max=1e9)
+    draws = torch.stack([draw_sigma(16, wide, g, "cpu") for _ in range(1000)])
+    z = (draws / wide.sigma_median).log() / wide.sigma_spread
+    quantile = 0.5 * (1 + torch.erf(z / math.sqrt(2)))
+    stratum = torch.arange(16)
+    assert ((quantile > stratum / 16 - 1e-4) & (quantile < (stratum + 1) / 16 + 1e-4)).all()
+    within = (quantile * 16 - stratum).clamp(0, 1)
+    torch.testing.assert_close(within.mean(0), torch.full((16,), 0.5), rtol=0, atol=0.04)  # 4 standard errors
+    single = torch.cat([draw_sigma(1, wide, g, "cpu") for _ in range(20_000)]).log()
+    # standard errors: 1.25 * 1.5 / sqrt(20000) = 0.013 of the median, 0.0075 of the spread
+    assert float(single.median()) == pytest.approx(math.log(wide.sigma_median), abs=0.05)
+    assert float(single.std()) == pytest.approx(wide.sigma_spread, rel=0.02)
+    narrow = Training(sigma_min=0.1, sigma_max=0.5)
+    clipped = draw_sigma(1000, narrow, g, "cpu")
+    assert (float(clipped.min()), float(clipped.max())) == (pytest.approx(0.1), pytest.approx(0.5))
+
+
+def test_learning_rate_warms_up_holds_and_decays_to_zero() -> None:
+    settings = Training(learning_rate=1e-3, warmup=10, decay=0.3)
+    rates = [learning_rate(step, 100, settings) for step in range(101)]
+    assert rates[:10] == pytest.approx([1e-4 * (k + 1) for k in range(10)])
+    assert rates[9:71] == pytest.approx([1e-3] * 62)
+    assert rates[85] == pytest.approx(5e-4)
+    assert all(a > b for a, b in itertools.pairwise(rates[70:]))
+    assert rates[100] == 0
+    flat = Training(learning_rate=1e-3, warmup=0, decay=0)
+    assert [learning_rate(step, 100, flat) for step in range(100)] == pytest.approx([1e-3] * 100)
+
+
+def test_any_pose_is_unitary_and_inverts_itself() -> None:
+    x = torch.randn(12, 3, 4, dtype=torch.complex64)
+    basis = torch.eye(12, dtype=torch.complex64).reshape(12, 3, 4)
+    poses, angles = set(), []
+    for seed in range(60):
+        seen: list[Tensor] = []
+
+        def spy(u: Tensor, sigma: Tensor, seen: list[Tensor] = seen) -> Tensor:
+            seen.append(u)
+            return u
+
+        posed = any_pose(spy, torch.Generator().manual_seed(seed), "cpu")
+        torch.testing.assert_close(posed(x, torch.ones(12)), x)
+        posed(basis, torch.ones(12))
+        unitary = seen[-1].flatten(1)
+        # T T^H = I: the covariance of white noise is that of white noise
+        torch.testing.assert_close(unitary @ unitary.mH, torch.eye(12) + 0j)
+        torch.testing.assert_close(unitary.abs().sum(0), torch.ones(12))  # and T only moves pixels
+        poses.add((seen[-1].shape[-2:], tuple(unitary.abs().argmax(1).tolist())))
+        angles.append(float(unitary.sum(0)[0].angle()))
+        assert seen[-1].shape[-2:] in ((3, 4), (4, 3))
+    assert len(poses) == 8  # the symmetries of the square
+    assert min(angles) < -2
+    assert max(angles) > 2
