@@ -136,13 +136,11 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(
     assert_same(*broken_off(tmp_path, monkeypatch))
 
 
-@pytest.mark.xfail(strict=True, reason="prior-fixes.patch: a checkpoint goes without its last log rows")
 def test_the_log_of_a_killed_run_has_no_gap(tmp_path: Path, clock: None, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, parts = broken_off(tmp_path, monkeypatch)
     assert rows(whole) == rows(parts)
 
 
-@pytest.mark.xfail(strict=True, reason="prior-fixes.patch: Adam has no state before the first update")
 def test_out_of_time_before_the_first_update_leaves_a_run_to_resume(tmp_path: Path) -> None:
     data, settings = slices(), protocol()
     whole = train(data, settings, tmp_path / "whole.safetensors", report=silent)
