@@ -26,6 +26,7 @@ from mrgen.scans.scan import Scan, Slice
 from mrgen.settings import Protocol, Sampling
 
 FORMAT = "mrgen-slice-1"
+FAR = 0.25  # relative difference between a scan's number of lines and the protocol's that is taken for another R
 EDGE = 0.05  # fraction of lines on either side that may be never sampled (partial Fourier edge, rounding)
 
 
@@ -62,16 +63,28 @@ def gsure_weights(probability: Tensor) -> Tensor:
     return torch.where(probability > 0, 1 / probability.clamp_min(1e-12), 0.0)
 
 
-def item_of(slice_: Slice, sampling: Sampling) -> Item:
+def item_of(slice_: Slice, sampling: Sampling, acceleration: float | None = None) -> Item:
     """The training item of a prepared, undersampled slice; the protocol says how its lines were drawn.
 
-    R is taken as the protocol's that comes closest to the mask's own.
+    R, where it is not given, is the protocol's whose expected number of lines comes closest, counted between the
+    first and the last line sampled: outside, the scanner may have measured none. Raises MrgenError when none is close.
     """
-    n = len(slice_.mask)
-    achieved = n / float(slice_.mask.sum())
-    acceleration = min(sampling.acceleration, key=lambda r: abs(r - achieved))
-    probability = sampling_probability(sampling.pattern, n, acceleration, sampling.center_fraction)
-    weights = gsure_weights(probability).to(slice_.mask)
+    n, lines = len(slice_.mask), slice_.mask.nonzero().flatten()
+    span = slice(int(lines[0]), int(lines[-1]) + 1)
+
+    def drawn(r: float) -> Tensor:
+        return sampling_probability(sampling.pattern, n, r, sampling.center_fraction)
+
+    def surplus(r: float) -> float:
+        return float(drawn(r)[span].sum()) / len(lines) - 1
+
+    r = acceleration or min(sampling.acceleration, key=lambda r: abs(surplus(r)))
+    if acceleration is None and abs(surplus(r)) > FAR:
+        raise MrgenError(
+            f"the scan was undersampled to {len(lines)} of {n} lines, which no R of the protocol "
+            f"({', '.join(f'{a:g}' for a in sampling.acceleration)}) explains: name its R and centre in a protocol"
+        )
+    weights = gsure_weights(drawn(r)).to(slice_.mask)
     return Item(slice_.kspace, slice_.mask, slice_.maps, weights, slice_.sigma0)
 
 
@@ -104,13 +117,17 @@ class CachedSlices(Sequence[Item]):
 
 
 def _prepare(scan: Scan, index: int, protocol: Protocol, file: Path) -> None:
-    sampling, undersample = protocol.sampling, None
+    sampling, undersample, acceleration = protocol.sampling, None, None
     if scan.mask is None:
         pick = torch.Generator().manual_seed(protocol.training.seed + _number(f"{Path(scan.path).name}/{index}/R"))
         acceleration = sampling.acceleration[int(torch.randint(len(sampling.acceleration), (), generator=pick))]
         undersample = undersampling_mask(scan, sampling, acceleration, protocol.training.seed, index)
-    slice_ = prepare_slice(scan.read_slice(index), scan.mask, undersample=undersample, keep_reference=False)
-    write_item(file, item_of(slice_, sampling))
+    raw = scan.read_slice(index)
+    try:
+        slice_ = prepare_slice(raw, scan.mask, undersample=undersample, keep_reference=False)
+        write_item(file, item_of(slice_, sampling, acceleration))
+    except MrgenError as error:
+        raise MrgenError(f"{Path(scan.path).name}: slice {index}: {error}") from None
 
 
 def _number(text: str) -> int:

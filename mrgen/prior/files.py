@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -79,7 +78,7 @@ def load_prior(path: Path, device: str = "cpu", amp: bool = False) -> Prior:
             raise MrgenError(f"{path.name} is not a prior ({metadata.get('format')!r} instead of {FORMAT!r})")
         denoiser = Denoiser(Network(**metadata["network"]), float(metadata["sigma_data"]), amp)
         denoiser.load_state_dict({k: v.float() for k, v in weights.items()})
-    except (KeyError, ValidationError, RuntimeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise MrgenError(f"{path.name}: the prior's metadata and weights do not belong together ({reason})") from None
     denoiser = denoiser.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -103,6 +103,11 @@ def denoise_with_slope(
     return out[:size], slope
 
 
+def _present(maps: Tensor) -> Tensor:
+    """(batch, coil, 1, 1): 0 for coils that only fill the batch up; they carry no noise, so they do not count."""
+    return (maps != 0).any(-1, keepdim=True).any(-2, keepdim=True).float()
+
+
 def gsure_sense(
     denoise: Denoise, batch: MeasuredBatch, sigma_t: Tensor, generator: torch.Generator, training: Training
 ) -> Tensor:
@@ -128,7 +133,8 @@ def gsure_sense(
     u, direction = solved.chunk(2)
 
     xhat, slope = denoise_with_slope(denoise, u, direction, sigma_t, near)
-    return _gsure(a.forward(xhat), a.forward(slope), y, probe, batch.weights * batch.mask, sigma0, xhat[0].numel())
+    weights = batch.weights * batch.mask * _present(batch.maps)
+    return _gsure(a.forward(xhat), a.forward(slope), y, probe, weights, sigma0, xhat[0].numel())
 
 
 def gsure_fourier(
@@ -138,7 +144,7 @@ def gsure_fourier(
 
     Noise levels below sigma0 cannot be reached by adding noise: there sigma0 itself is used.
     """
-    coils = complex_noise(batch.kspace[:, :, 0, 0], generator)
+    coils = complex_noise(batch.kspace[:, :, 0, 0], generator) * _present(batch.maps)[..., 0, 0]
     coils = coils / coils.norm(dim=1, keepdim=True)
     y = torch.einsum("bc,bcyx->byx", coils, batch.kspace)
     mask, weights, sigma0 = batch.mask[:, 0], batch.weights[:, 0] * batch.mask[:, 0], batch.sigma0

@@ -245,7 +245,6 @@ def risks(objective: Callable[..., Tensor], coils: int, padding: int, scans: int
     return float(values.mean()), float(values.std() / scans**0.5)
 
 
-@pytest.mark.xfail(strict=True, reason="prior-fixes.patch: coils that pad a batch are counted as noise")
 @pytest.mark.parametrize("objective", [gsure_sense, gsure_fourier])
 def test_coil_padding_leaves_the_estimated_risk_alone(objective: Callable[..., Tensor]) -> None:
     (plain, error), (padded, other_error) = risks(objective, 2, 0), risks(objective, 2, 2)
@@ -264,7 +263,6 @@ def test_clean_images_make_clean_batches_only() -> None:
     assert not hasattr(measured, "image")
 
 
-@pytest.mark.xfail(strict=True, reason="prior-fixes.patch: zero-filled lines count as left out by R")
 def test_zero_filled_lines_do_not_change_the_acceleration_that_is_assumed() -> None:
     """A scan whose outer lines the scanner left out keeps fewer lines than R says; its weights are still R's."""
     sampling = Sampling(acceleration=(2.0, 3.0, 4.0), center_fraction=0.08)
@@ -279,3 +277,13 @@ def fake_slice(mask: Tensor) -> Slice:
     """A slice of which only the mask matters."""
     empty = torch.zeros(2, 4, len(mask), dtype=torch.complex64)
     return Slice(empty, mask, empty, 0.1, 1.0, None)
+
+
+def test_a_scan_far_from_the_protocols_acceleration_is_refused() -> None:
+    mask = torch.zeros(64)
+    mask[::8] = 1
+    mask[28:36] = 1
+    maps = torch.ones(1, 8, 64, dtype=torch.complex64)
+    slice_ = Slice(torch.zeros_like(maps), mask, maps, 0.1, 1.0, None)
+    with pytest.raises(MrgenError, match="no R of the protocol"):
+        item_of(slice_, Sampling(acceleration=(2.0,), center_fraction=0.08))

@@ -248,7 +248,6 @@ def test_files_that_are_no_prior_are_refused(tmp_path: Path) -> None:
     refused("do not belong together")
 
 
-@pytest.mark.xfail(strict=True, reason="prior-fixes.patch: only some of the exceptions are caught")
 @pytest.mark.parametrize("metadata", [[], {"sigma_data": "much"}, {"network": None}])
 def test_metadata_of_another_kind_is_refused(tmp_path: Path, metadata: object) -> None:
     good = train(slices(), protocol(steps=1), tmp_path / "prior.safetensors", report=silent)

@@ -1,0 +1,51 @@
+"""What ships: the bundled prior on the bundled scan, through the command that users type."""
+
+import json
+from pathlib import Path
+
+import h5py
+import pytest
+from typer.testing import CliRunner
+
+from mrgen.cli import app
+from mrgen.prior.files import bundled_prior, load_prior
+
+SCAN = Path(__file__).parents[1] / "examples/data/brain.h5"
+
+
+def test_the_prior_is_small_and_says_where_it_comes_from() -> None:
+    assert bundled_prior().stat().st_size <= 12e6
+    prior = load_prior(bundled_prior())
+    stages = [stage["objective"] for stage in prior.metadata["stages"]]
+    assert stages[0].startswith("gsure")
+    assert all("gsure" in s or "M-step" in s for s in stages)
+    assert "no clean image" in prior.metadata["trained_on"]
+    assert "Not for diagnostic use" in prior.metadata["notice"]
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("recon")
+    done = CliRunner().invoke(
+        app, ["recon", str(SCAN), "--R", "8", "--samples", "2", "--device", "cpu", "-o", str(out)]
+    )
+    assert done.exit_code == 0, done.output
+    return out
+
+
+def test_the_mean_beats_every_baseline_at_r_8(result: Path) -> None:
+    volume = json.loads((result / "report.json").read_text())["metrics"]["volume"]
+    psnr = {name: scores["psnr_fit"] for name, scores in volume.items()}
+    assert psnr["reconstruction"] > psnr["l1_wavelet"] + 1 > psnr["zero_filled"] + 1
+
+
+def test_the_outputs_are_whole(result: Path) -> None:
+    with h5py.File(result / "brain.h5") as file, h5py.File(SCAN) as scan:
+        for name in ("reconstruction", "std", "zero_filled", "l1_wavelet", "reference"):
+            assert file[name].shape == (1, 224, 224)
+        assert (file["std"][()] > 0).all()
+        assert file["mask"][()].sum() == 27
+        # undone scaling: the scanner's own units
+        ratio = file["reference"][()].mean() / scan["reconstruction_rss"][()].mean()
+    assert ratio == pytest.approx(1, abs=0.05)
+    assert (result / "figure.png").stat().st_size > 10_000
