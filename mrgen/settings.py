@@ -85,11 +85,11 @@ class Recipe(Settings):
     description: str
     method: Literal["posterior", "zero-filled", "sense", "l1-wavelet"] = "posterior"
     covariance: Literal["spectral", "isotropic"] = Field("spectral", description="of x given x_t, in proximal")
-    sampler: Literal["ddim", "multistep", "heun", "ancestral", "decoupled"] = "multistep"
-    steps: int = Field(30, ge=2, description="noise levels")
+    sampler: Literal["ddim", "multistep", "heun", "ancestral", "decoupled"] = "decoupled"
+    steps: int = Field(20, ge=2, description="noise levels")
     samples: int = Field(8, ge=2, description="posterior samples per slice")
     sigma_max: float = Field(5.0, gt=0, description="noise level where sampling starts, scaled image units")
-    cg_iterations: int = Field(10, ge=1)
+    cg_iterations: int = Field(30, ge=1)
     regularisation: float = Field(0.01, gt=0, description="lambda of sense and l1-wavelet, scaled image units")
     iterations: int = Field(60, ge=1, description="iterations of sense and l1-wavelet")
 

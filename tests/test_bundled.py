@@ -49,3 +49,11 @@ def test_the_outputs_are_whole(result: Path) -> None:
         ratio = file["reference"][()].mean() / scan["reconstruction_rss"][()].mean()
     assert ratio == pytest.approx(1, abs=0.05)
     assert (result / "figure.png").stat().st_size > 10_000
+
+
+def test_a_recipe_beyond_the_priors_noise_is_refused(tmp_path: Path) -> None:
+    recipe = tmp_path / "loud.toml"
+    recipe.write_text('description = "too loud"\nsigma_max = 50.0\n')
+    done = CliRunner().invoke(app, ["recon", str(SCAN), "--R", "8", "--recipe", str(recipe), "-o", str(tmp_path / "o")])
+    assert done.exit_code != 0
+    assert "trained up to 20" in str(done.exception)

@@ -45,8 +45,14 @@ def posterior_samples(
     """`recipe.samples` complex posterior samples (n, y, x) of a slice, in scaled units.
 
     Sampling starts from CG-SENSE plus noise at recipe.sigma_max, where the low frequencies, stronger than any
-    sigma_max, are measured. `progress(done, total)` counts network steps. Raises MrgenError on NaN.
+    sigma_max, are measured. `progress(done, total)` counts network steps. Raises MrgenError on NaN, and
+    for a sigma_max beyond the noise that the prior was trained on.
     """
+    if recipe.sigma_max > prior.sigma_max:
+        raise MrgenError(
+            f"the recipe starts at sigma_max = {recipe.sigma_max:g}, the prior was trained up to {prior.sigma_max:g}: "
+            "lower sigma_max in the recipe"
+        )
     device = slice_.kspace.device
     if recipe.covariance == "spectral":
         power = power_spectrum(slice_)
