@@ -25,6 +25,12 @@ def ifft2c(kspace: Tensor) -> Tensor:
     return image
 
 
+def grid(shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Coordinates (y, 1) and (1, x) of the pixels, in [-1, 1], 0 at index N // 2."""
+    y, x = ((torch.arange(n) - n // 2) / (n / 2) for n in shape)
+    return y[:, None], x[None, :]
+
+
 def centre_crop(array: Tensor, shape: tuple[int, int]) -> Tensor:
     """The central `shape` of the last two axes (a view); index N // 2 stays the centre."""
     (n_y, n_x), (m_y, m_x) = array.shape[-2:], shape

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mrgen.physics.cg import conjugate_gradient
-from mrgen.physics.fourier import fft2c, ifft2c
+from mrgen.physics.fourier import fft2c, grid, ifft2c
 from mrgen.physics.operators import sense_normal
 from mrgen.prior.denoiser import Denoise
 from mrgen.prior.objectives import complex_noise
@@ -31,9 +31,8 @@ def power_spectrum(slice_: Slice, bins: int = 24) -> Tensor:
     not square), interpolated linearly in log P and no lower than sigma0^2 / 100.
     """
     n_y, n_x = slice_.kspace.shape[-2:]
-    y = (torch.arange(n_y) - n_y // 2) / (n_y / 2)
-    x = (torch.arange(n_x) - n_x // 2) / (n_x / 2)
-    radius = (y[:, None].square() + x[None].square()).sqrt().clamp_max(1).to(slice_.kspace.device)
+    y, x = grid((n_y, n_x))
+    radius = (y.square() + x.square()).sqrt().clamp_max(1).to(slice_.kspace.device)
     position = radius.sqrt() * (bins - 1)  # finer rings near the centre
     ring = position.round().long()
     sampled = slice_.mask.expand(n_y, n_x) > 0

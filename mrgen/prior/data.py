@@ -48,7 +48,7 @@ class Item:
 def gsure_weights(probability: Tensor) -> Tensor:
     """w_k = 1 / Pr(line k is sampled), (kx,); 0 for lines never sampled.
 
-    Raises MrgenError when a line inside the outer 5 % on either side is never sampled: no scan says anything
+    Raises MrgenError when a line further in than the outer 5 % on either side is never sampled: no scan says anything
     about it, so the risk cannot be estimated there.
     """
     n = len(probability)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mrgen.physics.fourier import centre_crop, centre_pad, fft2c, ifft2c
+from mrgen.physics.fourier import centre_crop, centre_pad, fft2c, grid, ifft2c
 
 # Radial power of measured heads relative to 0.05 of Nyquist, dB, at 0.1, 0.2, ... 1.0 of Nyquist: the mean of
 # an 8-coil T1, a T2 and two sections of a 3-D T1 scan (docs/method.md).
@@ -26,12 +26,6 @@ MEASURED_SPECTRUM = (-4.9, -11.6, -17.5, -21.2, -24.2, -25.5, -28.3, -29.8, -31.
 def uniform(low: float, high: float, generator: torch.Generator) -> float:
     """One draw from [low, high)."""
     return low + (high - low) * float(torch.rand((), generator=generator))
-
-
-def grid(shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Coordinates (y, 1) and (1, x) of the pixels, in [-1, 1], 0 at index N // 2."""
-    y, x = ((torch.arange(n) - n // 2) / (n / 2) for n in shape)
-    return y[:, None], x[None, :]
 
 
 def receive_maps(shape: tuple[int, int], coils: int, generator: torch.Generator) -> Tensor:
