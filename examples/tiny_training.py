@@ -22,9 +22,10 @@ import h5py
 import torch
 from torch import Tensor
 
+from mrgen.physics.fourier import grid
 from mrgen.prior.data import TrainingSet
 from mrgen.prior.train import train
-from mrgen.scans.simulate import grid, simulate_kspace, uniform
+from mrgen.scans.simulate import simulate_kspace, uniform
 from mrgen.settings import Protocol, load
 
 SHAPE = (96, 80)  # readout, phase encoding

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mrgen.physics.fourier import centre_pad, fft2c, ifft2c
+from mrgen.physics.fourier import centre_pad, fft2c, grid, ifft2c
 from mrgen.physics.noise import covariance, whiten, whitening_matrix
 from mrgen.scans import simulate
 from mrgen.scans.prepare import noise_covariance, prepare_slice
 from mrgen.scans.simulate import (
     MEASURED_SPECTRUM,
-    grid,
     head_mask,
     lower_resolution,
     match_sharpness,
