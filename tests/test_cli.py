@@ -13,6 +13,8 @@ import torch
 from typer.testing import CliRunner
 
 from mrgen import __version__, cli
+from mrgen.cli import common, train
+from mrgen.cli import recon as command
 from mrgen.errors import MrgenError
 from mrgen.posterior.reconstruct import reconstruct
 from mrgen.review import output, run
@@ -129,17 +131,17 @@ def test_a_part_of_the_slices_gives_what_the_whole_scan_gives(mrgen, full, tmp_p
 def test_progress_is_told_in_lines_where_there_is_no_terminal(mrgen, full, tmp_path, monkeypatch):
     arguments = ("recon", full, "--R", 2, "--recipe", "zero-filled", "-o", tmp_path / "out")
     assert mrgen(*arguments)[2] == "", "nothing to say within the first seconds"
-    monkeypatch.setattr(cli, "PROGRESS_SECONDS", 0)
+    monkeypatch.setattr(common, "PROGRESS_SECONDS", 0)
     lines = mrgen(*arguments)[2].splitlines()
     assert lines[0].startswith("slice 1 of 2: 50%, about 0.")
     assert lines[-1].endswith("min left")
 
 
 def test_a_retrospective_mask_is_fastmris_equispaced_one(full):
-    scan = cli.open_fastmri(full)
+    scan = command.open_fastmri(full)
     sampling = Sampling(pattern="equispaced", acceleration=(4.0,), center_fraction=0.08)
     for seed in range(4):
-        assert torch.equal(cli.choose_mask(scan, 4, seed), undersampling_mask(scan, sampling, 4, seed, 0))
+        assert torch.equal(command.choose_mask(scan, 4, seed), undersampling_mask(scan, sampling, 4, seed, 0))
 
 
 def test_an_undersampled_scan_is_reconstructed_as_it_is(mrgen, refused, write_scan, phantom, tmp_path):
@@ -188,7 +190,7 @@ def test_unusable_options(refused, full, tmp_path, match, options):
 
 
 def test_an_output_folder_that_cannot_be_written_is_found_before_any_work(refused, full, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "reconstruct_scan", None)
+    monkeypatch.setattr(command, "reconstruct_scan", None)
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         refused("cannot write to the output folder", "recon", full, "--R", 2, "--recipe", "sense", "-o", folder)
@@ -210,13 +212,13 @@ def test_a_failure_while_writing_leaves_the_old_result(mrgen, refused, full, tmp
 
 
 def test_cuda_without_a_gpu_is_refused(refused, full, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(common.torch.cuda, "is_available", lambda: False)
     refused("found no usable NVIDIA GPU", "recon", full, "--R", 2, "--device", "cuda", "-o", tmp_path / "out")
-    assert cli.Device.auto.resolve() == "cpu"
+    assert common.Device.auto.resolve() == "cpu"
 
 
 def test_a_bug_keeps_its_traceback(mrgen, full, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "reconstruct_scan", lambda *_: 1 / 0)
+    monkeypatch.setattr(command, "reconstruct_scan", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         mrgen("recon", full, "--R", 2, "--recipe", "sense", "-o", tmp_path / "out")
 
@@ -248,7 +250,7 @@ def test_train_prior_hands_its_options_on(mrgen, tmp_path, monkeypatch):
     protocol = tmp_path / "tiny.toml"
     protocol.write_text('description = "tiny"\nanatomy = "phantom"\n')
     seen: dict[str, object] = {}
-    monkeypatch.setattr(cli.TrainingSet, "from_folder", lambda folder, protocol, cache: seen.update(cache=cache))
+    monkeypatch.setattr(train.TrainingSet, "from_folder", lambda folder, protocol, cache: seen.update(cache=cache))
     monkeypatch.setattr(cli, "train", lambda data, protocol, out, **kw: seen.update(out=out, **kw) or out)
     out = tmp_path / "p" / "prior.safetensors"
     arguments = ("train-prior", tmp_path, "--protocol", protocol, "-o", out, "--steps", 3, "--no-resume")
@@ -259,9 +261,9 @@ def test_train_prior_hands_its_options_on(mrgen, tmp_path, monkeypatch):
 
 
 def test_slices_are_parsed():
-    assert cli.parse_slices(None, 5) == range(5)
-    assert cli.parse_slices("2:", 5) == range(2, 5)
-    assert cli.parse_slices(":2", 5) == range(2)
+    assert command.parse_slices(None, 5) == range(5)
+    assert command.parse_slices("2:", 5) == range(2, 5)
+    assert command.parse_slices(":2", 5) == range(2)
     for text in ("", "3:3", "4:2", "-1:2", ":6", "1:2:3"):
         with pytest.raises(MrgenError, match="expected A:B"):
-            cli.parse_slices(text or "3", 5)
+            command.parse_slices(text or "3", 5)

@@ -14,13 +14,15 @@ from torch import Tensor
 
 from mrgen.physics.operators import LinearOperator, sense
 
+Vector = tuple[float, float, float]
+
 
 @dataclass(frozen=True)
 class Slice:
     """One prepared slice; arrays are (coil, ky, kx) with ky along the readout and kx along phase encoding."""
 
     kspace: Tensor  # (coil, ky, kx) complex64, whitened, scaled, zero where not sampled
-    mask: Tensor  # (kx,) float, 1 where a line was sampled
+    mask: Tensor  # (kx,) float for lines, (ky, kx) for points: 1 where sampled
     maps: Tensor  # (coil, y, x) complex64, sum_c |S_c|^2 = 1
     sigma0: float  # noise std of kspace (total complex), in scaled units
     scale: float  # scanner units per scaled unit
@@ -43,17 +45,48 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class Geometry:
+    """Where the slices lie, in mm and in the patient's LPS axes (left, posterior, superior are positive).
+
+    Position and directions are None where the file does not tell them.
+    """
+
+    spacing: tuple[float, float] | None = None  # of image pixels along readout (y) and phase encoding (x), mm
+    thickness: float | None = None  # mm
+    positions: tuple[Vector, ...] | None = None  # centre of each slice's image
+    readout: Vector | None = None  # unit vector of increasing y
+    phase: Vector | None = None  # unit vector of increasing x
+    normal: Vector | None = None  # unit vector across the slices, from the first to the last
+
+    @property
+    def complete(self) -> bool:
+        """Whether every pixel has a place in the patient."""
+        return None not in (self.spacing, self.thickness, self.positions, self.readout, self.phase, self.normal)
+
+
+@dataclass(frozen=True)
 class Scan:
-    """Raw k-space of a scan, not yet whitened; `read_slice(i)` gives (coil, ky, kx) complex64."""
+    """Raw k-space of a scan, not yet whitened; `read_slice(i)` gives (coil, ky, kx) complex64.
+
+    What a reader calls a slice is one image to reconstruct: repetitions, contrasts and phases of a slice are slices
+    of their own, and `remarks` says how they are ordered. The file is open only while something is read from it.
+    """
 
     path: str
     shape: tuple[int, int, int, int]  # slice, coil, ky (readout), kx (phase)
-    mask: Tensor | None  # (kx,) of an undersampled scan; None when fully sampled
+    mask: Tensor | None  # (kx,) or (ky, kx), 0 and 1, of an undersampled scan; None when fully sampled
     read_slice: Callable[[int], Tensor] = field(repr=False)
     # ismrmrd_header, XML, without anything that identifies a person; out of repr because it is long
     header: str | None = field(default=None, repr=False)
     crop: tuple[int, int] | None = None  # reconSpace matrix (y, x) where it is smaller than the image
     padding: tuple[int, int] = (0, 0)  # lines at the left and right edge of kx that the scanner zero-filled
+    format: str = "fastMRI HDF5"
+    # samples (coil, n) of a noise scan, scaled so that their covariance is that of the k-space noise
+    noise: Tensor | None = field(default=None, repr=False)
+    # (coil, ay, ax): the fully sampled centre of k-space, measured apart from the slices' own lines
+    read_calibration: Callable[[int], Tensor] | None = field(default=None, repr=False)
+    geometry: Geometry = Geometry()
+    remarks: tuple[str, ...] = ()  # what the reader found unusual and what it did about it, one sentence each
 
     @property
     def slices(self) -> int:

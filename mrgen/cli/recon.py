@@ -1,70 +1,25 @@
-"""The commands. A mistake of the user's becomes one line on stderr and exit code 1; a bug keeps its traceback."""
+"""`mrgen recon`."""
 
 from __future__ import annotations
 
 import math
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from mrgen import __version__
+from mrgen.cli.common import Device, progress_on_stderr
 from mrgen.errors import MrgenError
 from mrgen.physics.masks import achieved_acceleration
-from mrgen.prior.data import TrainingSet
 from mrgen.prior.files import bundled_prior, load_prior
-from mrgen.prior.train import train
 from mrgen.review.figure import NOTICE, label
 from mrgen.review.output import prepare_output_dir, write_result
 from mrgen.review.run import Run, reconstruct_scan
 from mrgen.scans.fastmri import open_fastmri
 from mrgen.scans.prepare import default_center_fraction, undersampling_mask
 from mrgen.scans.scan import Scan
-from mrgen.settings import Protocol, Recipe, Sampling, load
-
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-
-PROGRESS_SECONDS = 20.0  # between lines of progress where stderr is no terminal
-
-
-class Device(StrEnum):
-    """Where to compute."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-    def resolve(self) -> str:
-        """The torch device. Raises MrgenError for cuda without a usable GPU."""
-        if self is Device.cuda and not torch.cuda.is_available():
-            raise MrgenError("--device cuda: found no usable NVIDIA GPU; use --device cpu")
-        if self is Device.auto:
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        return self.value
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"mrgen {__version__}")
-        raise typer.Exit
-
-
-@app.callback(help=f"MRI reconstruction with priors learned from undersampled k-space. {NOTICE}")
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    del version  # its callback has done the work
+from mrgen.settings import Recipe, Sampling, load
 
 
 def parse_slices(text: str | None, count: int) -> range:
@@ -104,31 +59,6 @@ def _load_recipe(name: str, samples: int | None, prior: Path | None) -> Recipe:
     return recipe if samples is None else recipe.model_copy(update={"samples": samples})
 
 
-@contextmanager
-def progress_on_stderr() -> Iterator[Callable[[float, str], None]]:
-    """progress(fraction, place): a bar with the time left on a terminal; a line now and then where there is none."""
-    console, begun = Console(stderr=True), time.monotonic()
-    if console.is_terminal:
-        columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-        with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
-            task = bar.add_task("reconstructing", total=1.0)
-            yield lambda fraction, place: bar.update(task, completed=fraction, description=place)
-        return
-
-    spoken = begun
-
-    def line(fraction: float, place: str) -> None:
-        nonlocal spoken
-        now = time.monotonic()
-        if now - spoken >= PROGRESS_SECONDS and 0 < fraction < 1:
-            left = (now - begun) * (1 / fraction - 1) / 60
-            typer.echo(f"{place}: {fraction:.0%}, about {left:.1f} min left", err=True)
-            spoken = now
-
-    yield line
-
-
-@app.command()
 def recon(
     scan_file: Annotated[Path, typer.Argument(metavar="SCAN", help="Raw k-space, .h5 in the fastMRI layout.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")],
@@ -169,43 +99,3 @@ def recon(
     for path in paths:
         typer.echo(f"wrote   {path}")
     typer.echo(NOTICE)
-
-
-@app.command()
-def train_prior(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Scans to learn from, .h5 in the fastMRI layout.")],
-    protocol_name: Annotated[str, typer.Option("--protocol", help="A protocol's name, or a .toml file of your own.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The prior to write, .safetensors.")],
-    steps: Annotated[int | None, typer.Option(min=1, help="Updates; without it, the protocol's.")] = None,
-    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
-    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint beside the prior.")] = True,
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder for prepared slices; without it, 'cache' beside the prior.")
-    ] = None,
-) -> None:
-    """Learn a prior from undersampled, noisy scans; fully sampled ones are undersampled by the protocol first."""
-    protocol, target = load(Protocol, protocol_name), device.resolve()
-    if out.suffix != ".safetensors":
-        raise MrgenError(f"-o {out.name}: expected a name that ends in .safetensors")
-    if not folder.is_dir():
-        raise MrgenError(f"{folder} is not a folder, expected one with .h5 scans")
-    prepare_output_dir(out.parent)
-    stored = cache or out.parent / "cache"
-    prepare_output_dir(stored)
-    data = TrainingSet.from_folder(folder, protocol, stored)
-    written = train(data, protocol, out, device=target, resume=resume, steps=steps)
-    typer.echo(f"wrote   {written}")
-    typer.echo(NOTICE)
-
-
-def main() -> None:
-    """Entry point of the `mrgen` command."""
-    try:
-        app(prog_name="mrgen")
-    except MrgenError as error:
-        typer.echo(f"mrgen: error: {error}", err=True)
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

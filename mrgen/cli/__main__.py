@@ -1,0 +1,3 @@
+from mrgen.cli import main
+
+main()
