@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from mrgen import __version__, cli
 from mrgen.cli import common, train
-from mrgen.cli import recon as command
+from mrgen.cli import recon as recon_command
 from mrgen.errors import MrgenError
 from mrgen.posterior.reconstruct import reconstruct
 from mrgen.review import output, run
@@ -138,10 +138,10 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(mrgen, full, tmp_p
 
 
 def test_a_retrospective_mask_is_fastmris_equispaced_one(full):
-    scan = command.open_fastmri(full)
+    scan = recon_command.open_fastmri(full)
     sampling = Sampling(pattern="equispaced", acceleration=(4.0,), center_fraction=0.08)
     for seed in range(4):
-        assert torch.equal(command.choose_mask(scan, 4, seed), undersampling_mask(scan, sampling, 4, seed, 0))
+        assert torch.equal(recon_command.choose_mask(scan, 4, seed), undersampling_mask(scan, sampling, 4, seed, 0))
 
 
 def test_an_undersampled_scan_is_reconstructed_as_it_is(mrgen, refused, write_scan, phantom, tmp_path):
@@ -190,7 +190,7 @@ def test_unusable_options(refused, full, tmp_path, match, options):
 
 
 def test_an_output_folder_that_cannot_be_written_is_found_before_any_work(refused, full, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "reconstruct_scan", None)
+    monkeypatch.setattr(recon_command, "reconstruct_scan", None)
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         refused("cannot write to the output folder", "recon", full, "--R", 2, "--recipe", "sense", "-o", folder)
@@ -218,7 +218,7 @@ def test_cuda_without_a_gpu_is_refused(refused, full, tmp_path, monkeypatch):
 
 
 def test_a_bug_keeps_its_traceback(mrgen, full, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "reconstruct_scan", lambda *_: 1 / 0)
+    monkeypatch.setattr(recon_command, "reconstruct_scan", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         mrgen("recon", full, "--R", 2, "--recipe", "sense", "-o", tmp_path / "out")
 
@@ -251,7 +251,7 @@ def test_train_prior_hands_its_options_on(mrgen, tmp_path, monkeypatch):
     protocol.write_text('description = "tiny"\nanatomy = "phantom"\n')
     seen: dict[str, object] = {}
     monkeypatch.setattr(train.TrainingSet, "from_folder", lambda folder, protocol, cache: seen.update(cache=cache))
-    monkeypatch.setattr(cli, "train", lambda data, protocol, out, **kw: seen.update(out=out, **kw) or out)
+    monkeypatch.setattr(train, "train", lambda data, protocol, out, **kw: seen.update(out=out, **kw) or out)
     out = tmp_path / "p" / "prior.safetensors"
     arguments = ("train-prior", tmp_path, "--protocol", protocol, "-o", out, "--steps", 3, "--no-resume")
     code, text, _ = mrgen(*arguments, "--device", "cpu")
@@ -261,9 +261,9 @@ def test_train_prior_hands_its_options_on(mrgen, tmp_path, monkeypatch):
 
 
 def test_slices_are_parsed():
-    assert command.parse_slices(None, 5) == range(5)
-    assert command.parse_slices("2:", 5) == range(2, 5)
-    assert command.parse_slices(":2", 5) == range(2)
+    assert recon_command.parse_slices(None, 5) == range(5)
+    assert recon_command.parse_slices("2:", 5) == range(2, 5)
+    assert recon_command.parse_slices(":2", 5) == range(2)
     for text in ("", "3:3", "4:2", "-1:2", ":6", "1:2:3"):
         with pytest.raises(MrgenError, match="expected A:B"):
-            command.parse_slices(text or "3", 5)
+            recon_command.parse_slices(text or "3", 5)
