@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from train_bundled_prior import FIRST_VALIDATION_SUBJECT, prepare, simulate_scan
+from train_bundled_prior import prepare, simulate_scan, template_heads
 
 from mrgen.physics.fourier import ifft2c
 from mrgen.physics.masks import sampling_mask
@@ -43,16 +43,16 @@ def main() -> None:
 
     recipe = load(Recipe, args.recipe)
     priors = {p.stem: load_prior(p, args.device, amp=args.device != "cpu") for p in args.priors}
-    with np.load(args.images) as data:
-        images = data["slices"][data["subject"] >= FIRST_VALIDATION_SUBJECT]
-    chosen = np.linspace(0, len(images) - 1, args.slices).round().astype(int)
+    heads = template_heads(args.images, validation=True)
+    chosen = np.linspace(0, len(heads) - 1, args.slices).round().astype(int)
     figures: dict[str, dict[str, list[float]]] = {}
     for number, index in enumerate(chosen):
         generator = torch.Generator().manual_seed(9_000_000 + args.seed * 1_000 + number)
-        noisy, clean = simulate_scan(torch.tensor(images[index], device=args.device).float() / 255, generator)
+        noisy, clean = simulate_scan(heads[index], generator, args.device)
         for acceleration in args.R:
             fraction = default_center_fraction(acceleration)
-            mask = sampling_mask("equispaced", noisy.shape[-1], acceleration, fraction, generator)
+            rng = np.random.RandomState([args.seed, number])
+            mask = sampling_mask("equispaced", noisy.shape[-1], acceleration, fraction, rng)
             slice_, _ = prepare(noisy, clean, mask.to(args.device))
             whitening = whitening_matrix(noise_covariance(noisy, None)[0])
             reference = ifft2c(whiten(clean, whitening)).abs().square().sum(0).sqrt().numpy(force=True)

@@ -1,6 +1,7 @@
 r"""Simulate undersampled head scans and train the prior that ships with mrgen, without a clean image.
 
-    python examples/train_bundled_prior.py simulate --images brain_t1_slices.npz --work runs/head --scans 2400
+    python examples/train_bundled_prior.py simulate --images brain_t1_slices.npz \
+        --volume head_t1_volume.npz --work runs/head --scans 2400
     python examples/train_bundled_prior.py train --work runs/head --basis fourier -o runs/head/gsure.safetensors
     python examples/train_bundled_prior.py em --work runs/head --prior runs/head/gsure.safetensors
     python examples/train_bundled_prior.py train --work runs/head --images-from em --steps 2500 \
@@ -10,7 +11,8 @@ r"""Simulate undersampled head scans and train the prior that ships with mrgen, 
 
 `brain_t1_slices.npz` holds `slices` (n, y, x) uint8 and `subject` (n,): axial T1 slices of the Pediatric Template of
 Brain Perfusion (Avants et al., Scientific Data 2015, doi 10.1038/sdata.2015.3). Subjects from 53 on are kept for
-validation. The clean images are written to a folder of their own, which only the supervised oracle reads.
+validation. `head_t1_volume.npz` holds `vol` (z, y, x), one adult T1 head. The clean images are written to a folder of
+their own, which only the supervised oracle reads.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mrgen.physics.fourier import ifft2c
@@ -31,27 +34,61 @@ from mrgen.posterior.reconstruct import posterior_samples
 from mrgen.prior.data import CachedSlices, Item, TrainingSet, item_of, write_item
 from mrgen.prior.files import load_prior, read_safetensors, save_prior, write_safetensors
 from mrgen.prior.train import train
+from mrgen.scans.heads import vary_head
 from mrgen.scans.prepare import noise_covariance, prepare_slice
 from mrgen.scans.scan import Slice
-from mrgen.scans.simulate import simulate_kspace, uniform, vary_head
+from mrgen.scans.simulate import simulate_kspace, uniform
 from mrgen.settings import Protocol, Recipe, load
 
 FIRST_VALIDATION_SUBJECT = 53
-CANVAS = (240, 208)  # field of view, template pixels of 1 mm
-MATRICES = ((240, 208), (240, 208), (208, 176), (176, 144), (144, 128))  # drawn with equal probability
+# Field of view in pixels of the source image, and the matrices to draw from, with equal probability.
+TEMPLATE = (240, 208), ((240, 208), (208, 176), (176, 144), (144, 128))
+VOLUME = (416, 360), ((288, 248), (240, 208), (240, 208), (208, 176), (176, 144))
+SQUARE = (416, 416), ((256, 256), (224, 224), (192, 192))
 SIGMA = (0.004, 0.04)  # noise std over the 99th percentile of the image, log-uniform
-COILS = (8, 13)
+COILS = (6, 17)
 
 
-def simulate_scan(image: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+Field = tuple[tuple[int, int], tuple[tuple[int, int], ...]]
+Head = tuple[NDArray[np.uint8], Field]
+
+
+def template_heads(images: Path, validation: bool) -> list[Head]:
+    """Axial slices of the template subjects; the first and last of each ten, at the slab's edges, are no anatomy."""
+    with np.load(images) as data:
+        position = np.arange(len(data["slices"])) % 10
+        keep = (position > 0) & (position < 9) & ((data["subject"] >= FIRST_VALIDATION_SUBJECT) == validation)
+        return [(image, TEMPLATE) for image in data["slices"][keep]]
+
+
+def volume_heads(volume: Path) -> list[list[Head]]:
+    """Axial, coronal and sagittal slices of one adult head, axes (superior, anterior, left); the neck fades out."""
+    with np.load(volume) as data:
+        voxels = data["vol"].astype(np.float32)
+    voxels *= 220 / np.percentile(voxels, 99.95)
+    voxels *= np.clip(np.arange(len(voxels)) / 60, 0, 1)[:, None, None] ** 2
+    heads = voxels.clip(0, 255).round().astype(np.uint8)
+    axial, coronal, sagittal = heads[150:346:2], heads[::-1, 110:370:2], heads[::-1, :, 60:214:2]
+    return [
+        [(image, VOLUME) for image in axial],
+        [(image, VOLUME) for image in coronal.transpose(1, 0, 2)],
+        [(image, SQUARE) for image in sagittal.transpose(2, 0, 1)],
+    ]
+
+
+def simulate_scan(head: Head, generator: torch.Generator, device: str) -> tuple[Tensor, Tensor]:
     """Noisy and noise-free raw k-space (coil, ky, kx) of one varied head."""
-    matrix = MATRICES[int(torch.randint(len(MATRICES), (), generator=generator))]
-    head = vary_head(image, CANVAS, matrix, generator)
+    pixels, (canvas, matrices) = head
+    image = torch.tensor(np.ascontiguousarray(pixels), device=device).float() / 255
     if uniform(0, 1, generator) < 0.5:
-        head = head.mT
+        image = image.flip(-1)
+    matrix = matrices[int(torch.randint(len(matrices), (), generator=generator))]
+    varied = vary_head(image, canvas, matrix, generator)
+    if uniform(0, 1, generator) < 0.5:
+        varied = varied.mT
     sigma = math.exp(uniform(math.log(SIGMA[0]), math.log(SIGMA[1]), generator))
     coils = int(torch.randint(COILS[0], COILS[1], (), generator=generator))
-    noisy, clean, _ = simulate_kspace(head, coils, sigma, generator)
+    noisy, clean, _ = simulate_kspace(varied, coils, sigma, generator)
     return noisy, clean
 
 
@@ -65,17 +102,18 @@ def prepare(noisy: Tensor, clean: Tensor, mask: Tensor) -> tuple[Slice, Tensor]:
 
 def simulate(args: argparse.Namespace) -> None:
     protocol = load(Protocol, args.protocol)
-    with np.load(args.images) as data:
-        keep = data["subject"] < FIRST_VALIDATION_SUBJECT
-        slices = data["slices"][keep]
+    template = template_heads(args.images, validation=False)
+    sources = [template, template, *volume_heads(args.volume)]
     shard, shards = (int(n) for n in args.shard.split("/"))
     sampling = protocol.sampling
     for number in range(shard, args.scans, shards):
         generator = torch.Generator().manual_seed(7_000_000 + number)
-        image = torch.tensor(slices[number % len(slices)], device=args.device).float() / 255
-        noisy, clean = simulate_scan(image, generator)
+        heads = sources[number % len(sources)]
+        head = heads[int(torch.randint(len(heads), (), generator=generator))]
+        noisy, clean = simulate_scan(head, generator, args.device)
         acceleration = sampling.acceleration[int(torch.randint(len(sampling.acceleration), (), generator=generator))]
-        mask = sampling_mask(sampling.pattern, noisy.shape[-1], acceleration, sampling.center_fraction, generator)
+        rng = np.random.RandomState(number)
+        mask = sampling_mask(sampling.pattern, noisy.shape[-1], acceleration, sampling.fraction(acceleration), rng)
         slice_, target = prepare(noisy, clean, mask.to(args.device))
         write_item(args.work / "measured" / f"{number:05d}.safetensors", item_of(slice_, sampling))
         write_safetensors(args.work / "clean" / f"{number:05d}.safetensors", {"image": target}, {})
@@ -141,6 +179,8 @@ def expectation(args: argparse.Namespace) -> None:
     cached = CachedSlices(sorted((args.work / "measured").glob("*.safetensors")))
     shard, shards = (int(n) for n in args.shard.split("/"))
     for number in range(shard, len(cached), shards):
+        if (args.work / args.into / cached.files[number].name).exists():
+            continue  # of a run that was interrupted
         item = cached[number]
         slice_ = Slice(item.kspace, item.mask, item.maps, item.sigma0, 1.0, None).to(args.device)
         generator = torch.Generator(args.device).manual_seed(args.seed * 100_000 + number)
@@ -180,6 +220,7 @@ def main() -> None:
     parser.add_argument("stage", choices=("simulate", "train", "em", "ship"))
     parser.add_argument("--work", type=Path, required=True, help="folder for scans, samples and checkpoints")
     parser.add_argument("--images", type=Path, help="brain_t1_slices.npz")
+    parser.add_argument("--volume", type=Path, help="head_t1_volume.npz")
     parser.add_argument("--scans", type=int, default=2400)
     parser.add_argument("--shard", default="0/1", help="k/n: this process does every n-th scan from k")
     parser.add_argument("--protocol", default="head")

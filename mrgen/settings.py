@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from mrgen.errors import MrgenError
 
@@ -22,11 +22,39 @@ class Settings(BaseModel):
 
 
 class Sampling(Settings):
-    """How lines are sampled along the phase-encode axis; see mrgen.physics.masks."""
+    """How k-space is sampled along the phase-encode axis, or both (`poisson-disc`); see mrgen.physics.masks."""
 
-    pattern: Literal["random", "equispaced", "equispaced-any-offset"] = "equispaced-any-offset"
+    pattern: Literal["random", "equispaced", "equispaced-any-offset", "magic", "poisson-disc"] = "equispaced-any-offset"
     acceleration: tuple[float, ...] = Field((4.0,), min_length=1, description="R; each scan gets one of these")
-    center_fraction: float = Field(0.08, gt=0, lt=1, description="fraction of lines fully sampled (ACS)")
+    center_fraction: float | tuple[float, ...] = Field(
+        0.08, description="fraction of k-space fully sampled (ACS): one for all R, or one for each"
+    )
+
+    @field_validator("center_fraction")
+    @classmethod
+    def _pair_with_the_accelerations(
+        cls, fraction: float | tuple[float, ...], info: ValidationInfo
+    ) -> float | tuple[float, ...]:
+        accelerations = info.data.get("acceleration", ())
+        fractions = fraction if isinstance(fraction, tuple) else (fraction,)
+        paired = len(fractions) == len(accelerations) == len(set(accelerations))
+        if not all(0 < f < 1 for f in fractions) or (isinstance(fraction, tuple) and not paired):
+            found = ", ".join(f"{f:g}" for f in fractions) or "none"
+            raise ValueError(f"expected one number between 0 and 1, or one for each different R, found {found}")
+        return fraction
+
+    def fraction(self, acceleration: float) -> float:
+        """The centre fraction that goes with R = `acceleration`.
+
+        Raises ValueError where each R has its own and this one is not among them.
+        """
+        if isinstance(self.center_fraction, float):
+            return self.center_fraction
+        pairs = dict(zip(self.acceleration, self.center_fraction, strict=True))
+        if acceleration not in pairs:
+            known = ", ".join(f"{r:g}" for r in pairs)
+            raise ValueError(f"no centre fraction is given for R = {acceleration:g}, only for {known}")
+        return pairs[acceleration]
 
 
 class Network(Settings):
@@ -84,7 +112,7 @@ class Recipe(Settings):
 
     description: str
     method: Literal["posterior", "zero-filled", "sense", "l1-wavelet"] = "posterior"
-    covariance: Literal["spectral", "isotropic"] = Field("spectral", description="of x given x_t, in proximal")
+    covariance: Literal["residual", "spectral", "isotropic"] = Field("residual", description="of x given x_t")
     sampler: Literal["ddim", "multistep", "heun", "ancestral", "decoupled"] = "decoupled"
     steps: int = Field(20, ge=2, description="noise levels")
     samples: int = Field(8, ge=2, description="posterior samples per slice")

@@ -81,3 +81,12 @@ def write_scan(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def scans() -> Path:
+    """A data folder beside the repository with measured scans."""
+    folder = Path(__file__).parents[1].parent / "shared" / "data" / "scans"
+    if not folder.is_dir():
+        pytest.skip("no folder ../shared/data/scans with measured data beside the repository")
+    return folder

@@ -138,7 +138,7 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(mrgen, full, tmp_p
 
 
 def test_a_retrospective_mask_is_fastmris_equispaced_one(full):
-    scan = recon_command.open_fastmri(full)
+    scan = recon_command.open_scan(full)
     sampling = Sampling(pattern="equispaced", acceleration=(4.0,), center_fraction=0.08)
     for seed in range(4):
         assert torch.equal(recon_command.choose_mask(scan, 4, seed), undersampling_mask(scan, sampling, 4, seed, 0))
@@ -159,9 +159,9 @@ def test_an_undersampled_scan_is_reconstructed_as_it_is(mrgen, refused, write_sc
 def test_files_that_are_no_scan(refused, write_scan, phantom, tmp_path):
     options = ("--R", 4, "--recipe", "sense", "-o", tmp_path / "out")
     (tmp_path / "garbage.h5").write_bytes(b"garbage" * 1000)
-    refused("garbage.h5: not a readable HDF5 file", "recon", tmp_path / "garbage.h5", *options)
+    refused("garbage.h5: a file of unknown kind; mrgen reads fastMRI HDF5", "recon", tmp_path / "garbage.h5", *options)
     refused("none.h5: there is no such file", "recon", tmp_path / "none.h5", *options)
-    refused("no dataset 'kspace'", "recon", write_scan(images=np.ones((2, 2))), *options)
+    refused("neither 'kspace' (fastMRI)", "recon", write_scan(images=np.ones((2, 2))), *options)
     kspace = phantom(slices=2)
     kspace[1, 0, 3, 3] = np.nan
     refused("slice 1 of kspace holds NaN", "recon", write_scan(kspace=kspace), *options)
@@ -175,7 +175,7 @@ def test_files_that_are_no_scan(refused, write_scan, phantom, tmp_path):
         ("--R nan: expected", ["--R", "nan"]),
         ("say with --R by how much", []),
         ("lower the centre fraction or R", ["--R", 60]),
-        ("at least 4 fully sampled lines", ["--R", 10]),
+        ("at least 4 fully sampled lines", ["--R", 10, "--center-fraction", 0.02]),
         ("unknown recipe 'magic'; there are: ", ["--R", 2, "--recipe", "magic"]),
         ("expected A:B with 0 <= A < B <= 2", ["--R", 2, "--slices", "1:9"]),
         ("expected A:B", ["--R", 2, "--slices", "1"]),

@@ -41,7 +41,7 @@ def progress_on_stderr() -> Iterator[Callable[[float, str], None]]:
     if console.is_terminal:
         columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
         with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
-            task = bar.add_task("reconstructing", total=1.0)
+            task = bar.add_task("starting", total=1.0)
             yield lambda fraction, place: bar.update(task, completed=fraction, description=place)
         return
 

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from mrgen.cli.common import Device, progress_on_stderr
 from mrgen.errors import MrgenError
-from mrgen.physics.masks import achieved_acceleration
+from mrgen.physics.masks import PATTERNS, achieved_acceleration
 from mrgen.prior.files import bundled_prior, load_prior
 from mrgen.review.figure import NOTICE, label
 from mrgen.review.output import prepare_output_dir, write_result
 from mrgen.review.run import Run, reconstruct_scan
-from mrgen.scans.fastmri import open_fastmri
+from mrgen.scans.maskfile import read_mask
+from mrgen.scans.open import open_scan
 from mrgen.scans.prepare import default_center_fraction, undersampling_mask
 from mrgen.scans.scan import Scan
 from mrgen.settings import Recipe, Sampling, load
@@ -32,23 +33,37 @@ def parse_slices(text: str | None, count: int) -> range:
     return chosen
 
 
-def choose_mask(scan: Scan, acceleration: float | None, seed: int) -> Tensor | None:
-    """The mask (kx,) for retrospective undersampling; None for a scan that was undersampled when measured.
+def choose_mask(
+    scan: Scan, acceleration: float | None, seed: int, pattern: str = "equispaced", center_fraction: float | None = None
+) -> Tensor | None:
+    """The mask for retrospective undersampling; None for a scan that was undersampled when measured.
 
-    All slices share it; its lines are equispaced as fastMRI's. Raises MrgenError where R is missing, impossible, or
-    asked for a second time.
+    `pattern` is one of mrgen.physics.masks.PATTERNS or a file with a mask. All slices share the mask; without a seed it
+    is that of fastMRI's evaluation. Raises MrgenError where R is missing, impossible, or asked for a second time.
     """
+    from_file = pattern not in PATTERNS
     if acceleration is not None and not (math.isfinite(acceleration) and acceleration >= 1):
         raise MrgenError(f"--R {acceleration:g}: expected a number of at least 1 (1 keeps every line)")
     if scan.mask is not None:
-        if acceleration is None:
+        if acceleration is None and not from_file:
             return None
         achieved = achieved_acceleration(scan.mask)
-        raise MrgenError(f"the scan is already undersampled, R = {achieved:.2f}: leave out --R to reconstruct it")
+        raise MrgenError(
+            f"the scan is already undersampled, R = {achieved:.2f}: leave out --R and --mask to reconstruct it"
+        )
+    _, _, rows, lines = scan.shape
+    if from_file:
+        if acceleration is not None or center_fraction is not None:
+            raise MrgenError("the file of --mask says which lines are kept: leave out --R and --center-fraction")
+        return read_mask(Path(pattern), lines, rows)
     if acceleration is None:
         raise MrgenError("the scan is fully sampled: say with --R by how much to undersample it, for example --R 8")
-    fraction = default_center_fraction(acceleration)
-    sampling = Sampling(pattern="equispaced", acceleration=(acceleration,), center_fraction=fraction)
+    if center_fraction is not None and not 0 < center_fraction < 1:
+        raise MrgenError(f"--center-fraction {center_fraction:g}: expected a number between 0 and 1")
+    fraction = center_fraction or default_center_fraction(acceleration)
+    sampling = Sampling.model_validate(
+        {"pattern": pattern, "acceleration": (acceleration,), "center_fraction": fraction}
+    )
     return undersampling_mask(scan, sampling, acceleration, seed, slice_index=0)
 
 
@@ -60,10 +75,22 @@ def _load_recipe(name: str, samples: int | None, prior: Path | None) -> Recipe:
 
 
 def recon(
-    scan_file: Annotated[Path, typer.Argument(metavar="SCAN", help="Raw k-space, .h5 in the fastMRI layout.")],
+    scan_file: Annotated[
+        Path, typer.Argument(metavar="SCAN", help="Raw data: fastMRI .h5, ISMRMRD, Siemens .dat, BART .cfl or .npz.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")],
     acceleration: Annotated[
         float | None, typer.Option("--R", "-r", help="Undersample a fully sampled scan by this factor.")
+    ] = None,
+    mask: Annotated[
+        str, typer.Option(metavar="PATTERN|FILE", help=f"{', '.join(PATTERNS)}, or a file with the mask to apply.")
+    ] = "equispaced",
+    center_fraction: Annotated[
+        float | None, typer.Option(help="Fully sampled share of the lines; without it, fastMRI's for this R.")
+    ] = None,
+    calibration_file: Annotated[
+        Path | None,
+        typer.Option("--calibration-scan", help="Take coil maps from the centre of this scan of the same coils."),
     ] = None,
     recipe_name: Annotated[
         str, typer.Option("--recipe", help="A recipe's name, or a .toml file of your own.")
@@ -78,12 +105,15 @@ def recon(
 ) -> None:
     """Reconstruct a scan: posterior mean and spread, beside zero-filled and L1-wavelet images."""
     recipe, target = _load_recipe(recipe_name, samples, prior_file), device.resolve()
-    scan = open_fastmri(scan_file)
-    undersample = choose_mask(scan, acceleration, seed)
+    scan = open_scan(scan_file)
+    for remark in scan.remarks:
+        typer.echo(f"note    {remark}")
+    undersample = choose_mask(scan, acceleration, seed, mask, center_fraction)
+    calibration = None if calibration_file is None else open_scan(calibration_file)
     chosen = parse_slices(slices, scan.slices)
     prior = load_prior(prior_file or bundled_prior(), target) if recipe.method == "posterior" else None
     prepare_output_dir(out)
-    run = Run(scan, chosen, undersample, Path(recipe_name).stem, recipe, prior, seed, target)
+    run = Run(scan, chosen, undersample, Path(recipe_name).stem, recipe, prior, seed, target, calibration)
 
     _, coils, n_y, n_x = scan.shape
     detail = f": {run.samples} samples, prior {prior.sha256[:12]}" if prior else ""

@@ -7,8 +7,13 @@ Given x_t, take x ~ N(D(x_t), V_t). With y = A x + z, z ~ CN(0, sigma0^2 I), the
 solved by preconditioned CG, without back-propagation through the network; adding V^(1/2) A^H e / sigma0 + e' with
 e, e' ~ CN(0, I) to the right-hand side makes x an exact draw from that Gaussian posterior instead of its mean.
 
-V_t is diagonal in Fourier space, V_t = F^H diag(sigma_t^2 P / (P + sigma_t^2)) F: the exact covariance of x given
-x_t for a stationary Gaussian of power spectrum P (`spectral`), or flat with P = sigma_d^2 (`isotropic`).
+V_t is diagonal in Fourier space, and flat over rings of equal |k|. There are three choices:
+
+- `residual`: what the data say about the denoiser's error here and now. Where k-space is sampled, y - A D(x_t) holds
+  that error and the noise, so V_t(|k|) is the ring's mean of sum_c |y_c - (A D)_c|^2 - coils sigma0^2, between 0.001
+  and 1 times sigma_t^2. It costs no network call and follows the prior wherever it is better, or worse, than expected.
+- `spectral`: V_t = F^H diag(sigma_t^2 P / (P + sigma_t^2)) F, exact for a stationary Gaussian of power spectrum P.
+- `isotropic`: the same with P = sigma_d^2.
 """
 
 from __future__ import annotations
@@ -24,28 +29,44 @@ from mrgen.prior.objectives import complex_noise
 from mrgen.scans.scan import Slice
 
 
-def power_spectrum(slice_: Slice, bins: int = 24) -> Tensor:
-    """Radial power spectrum P (y, x) of the image in k-space, from the sampled lines of this slice alone.
+class Rings:
+    """Averages of what is known at the sampled points of k-space over rings of equal |k|, spread to all points.
 
-    The mean of sum_c |y_c|^2 - coils * sigma0^2 over the sampled points of each ring (elliptical where the matrix is
-    not square), interpolated linearly in log P and no lower than sigma0^2 / 100.
+    The rings are elliptical where the matrix is not square, and finer near the centre.
     """
-    n_y, n_x = slice_.kspace.shape[-2:]
-    y, x = grid((n_y, n_x))
-    radius = (y.square() + x.square()).sqrt().clamp_max(1).to(slice_.kspace.device)
-    position = radius.sqrt() * (bins - 1)  # finer rings near the centre
-    ring = position.round().long()
-    sampled = slice_.mask.expand(n_y, n_x) > 0
-    power = slice_.kspace.abs().square().sum(0) - len(slice_.kspace) * slice_.sigma0**2
-    total = torch.zeros(bins, device=power.device).index_add(0, ring[sampled], power[sampled])
-    count = torch.zeros(bins, device=power.device).index_add(0, ring[sampled], torch.ones_like(power[sampled]))
-    floor = slice_.sigma0**2 / 100
-    known = (count > 0).nonzero().flatten()
-    profile = (total[known] / count[known]).clamp_min(floor).log()
-    left = (torch.searchsorted(known, position.floor().long().flatten(), right=True) - 1).clamp(0, len(known) - 2)
-    start, stop = known[left], known[left + 1]
-    t = ((position.flatten() - start) / (stop - start)).clamp(0, 1)
-    return torch.lerp(profile[left], profile[left + 1], t).exp().reshape(n_y, n_x)
+
+    def __init__(self, mask: Tensor, shape: tuple[int, int], bins: int = 24) -> None:
+        y, x = grid(shape)
+        self.position = (y.square() + x.square()).sqrt().clamp_max(1).sqrt().mul(bins - 1).to(mask.device)
+        self.sampled = mask.expand(shape) > 0
+        self.ring = self.position.round().long()[self.sampled]
+        self.count = torch.zeros(bins, device=mask.device).index_add(0, self.ring, torch.ones_like(self.ring.float()))
+        self.known = (self.count > 0).nonzero().flatten()
+
+    def average(self, values: Tensor, least: float) -> Tensor:
+        """Ring means of values (ky, kx), not below `least`, interpolated linearly in their logarithm, (ky, kx)."""
+        total = torch.zeros_like(self.count).index_add(0, self.ring, values[self.sampled].to(self.count))
+        profile = (total[self.known] / self.count[self.known]).clamp_min(least).log()
+        left = (torch.searchsorted(self.known, self.position.floor().long().flatten(), right=True) - 1).clamp(
+            0, len(self.known) - 2
+        )
+        start, stop = self.known[left], self.known[left + 1]
+        t = ((self.position.flatten() - start) / (stop - start)).clamp(0, 1)
+        return torch.lerp(profile[left], profile[left + 1], t).exp().reshape(self.position.shape)
+
+
+def excess_power(kspace: Tensor, sigma0: float) -> Tensor:
+    """sum_c |k_c|^2 less its noise, coils sigma0^2, (..., ky, kx), of k-space (..., coil, ky, kx)."""
+    return kspace.abs().square().sum(-3) - kspace.shape[-3] * sigma0**2
+
+
+def power_spectrum(slice_: Slice) -> Tensor:
+    """Radial power spectrum P (ky, kx) of the image in k-space, from the sampled points of this slice alone.
+
+    No lower than sigma0^2 / 100.
+    """
+    rings = Rings(slice_.mask, (slice_.kspace.shape[-2], slice_.kspace.shape[-1]))
+    return rings.average(excess_power(slice_.kspace, slice_.sigma0), slice_.sigma0**2 / 100)
 
 
 def fourier_diagonal(maps: Tensor, mask: Tensor) -> Tensor:
@@ -65,18 +86,34 @@ class Proximal:
     """The posterior denoiser of one slice; call it as D(x_t (n, y, x), sigma (n,)) with one sigma for all n."""
 
     def __init__(
-        self, prior: Denoise, slice_: Slice, power: Tensor, *, iterations: int, draw: torch.Generator | None = None
+        self,
+        prior: Denoise,
+        slice_: Slice,
+        power: Tensor | None,
+        *,
+        iterations: int,
+        draw: torch.Generator | None = None,
     ) -> None:
-        """`power` is P, (ky, kx) or a scalar; with `draw` each call returns a draw instead of the mean."""
+        """`power` is P, (ky, kx) or a scalar, or None for V_t from the residual; with `draw` a call returns a draw."""
         self.prior, self.slice, self.power, self.iterations, self.draw = prior, slice_, power, iterations, draw
-        self.adjoint_data = slice_.operator().adjoint(slice_.kspace)
+        self.operator = slice_.operator()
+        self.adjoint_data = self.operator.adjoint(slice_.kspace)
         self.normal = sense_normal(slice_.maps, slice_.mask)
         self.measured = fourier_diagonal(slice_.maps, slice_.mask)
+        self.rings = Rings(slice_.mask, (slice_.kspace.shape[-2], slice_.kspace.shape[-1]))
+
+    def covariance(self, mean: Tensor, sigma: Tensor) -> Tensor:
+        """V_t (ky, kx), or a scalar, about the denoised images `mean` (n, y, x)."""
+        ceiling = sigma.square()
+        if self.power is not None:
+            return ceiling * self.power / (self.power + ceiling)
+        residual = self.slice.kspace - self.operator.forward(mean)
+        error = excess_power(residual, self.slice.sigma0).mean(0)
+        return self.rings.average(error, 1e-3 * float(ceiling)).clamp_max(float(ceiling))
 
     def __call__(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         mean, sigma0 = self.prior(x_t, sigma), self.slice.sigma0
-        variance = sigma[0].square() * self.power / (self.power + sigma[0].square())
-        root = variance.sqrt() / sigma0
+        root = self.covariance(mean, sigma[0]).sqrt() / sigma0
 
         def whitened(image: Tensor) -> Tensor:  # V^(1/2) / sigma0 to Fourier space
             return root * fft2c(image)
@@ -84,7 +121,7 @@ class Proximal:
         residual = self.adjoint_data - self.normal(mean)  # A^H (y - A D)
         if self.draw is not None:
             noise = complex_noise(self.slice.kspace.expand(len(x_t), -1, -1, -1), self.draw)
-            residual = residual + sigma0 * self.slice.operator().adjoint(noise)
+            residual = residual + sigma0 * self.operator.adjoint(noise)
         rhs = whitened(residual) / sigma0
         if self.draw is not None:
             rhs = rhs + complex_noise(rhs, self.draw)

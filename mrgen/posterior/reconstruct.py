@@ -54,9 +54,10 @@ def posterior_samples(
             "lower sigma_max in the recipe"
         )
     device = slice_.kspace.device
+    power = None
     if recipe.covariance == "spectral":
         power = power_spectrum(slice_)
-    else:
+    elif recipe.covariance == "isotropic":
         power = torch.tensor(float(prior.metadata["sigma_data"]) ** 2, device=device)
     chunk = CPU_CHUNK if device.type == "cpu" else GPU_CHUNK
     calls = (2 * recipe.steps - 1 if recipe.sampler == "heun" else recipe.steps) * -(-recipe.samples // chunk)

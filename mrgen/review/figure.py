@@ -51,8 +51,8 @@ def save_figure(
     """Write a PNG of one slice.
 
     `images` (y, x) by name, the last one being the reconstruction, `std` (y, x) of its `samples` samples and the
-    `reference` (y, x) share one unit; `scores` holds psnr_fit and ssim by image name; `mask` is (kx,). All grey
-    panels share one window, from 0 to the 99.8th percentile of the reference (without one: of the
+    `reference` (y, x) share one unit; `scores` holds psnr_fit and ssim by image name; `mask` is (kx,) or (ky, kx).
+    All grey panels share one window, from 0 to the 99.8th percentile of the reference (without one: of the
     reconstruction). The error is that of the reconstruction after the best scalar fit.
     """
     from matplotlib.figure import Figure  # here, as it is slow to import
@@ -75,6 +75,8 @@ def save_figure(
             (error, f"absolute error (scalar fit)\nof the {label(final, samples)}", {"top": top / 4, "cmap": "inferno"})
         )
 
+    if mask.ndim == 2:
+        panels.append((mask, f"sampling\n{int(mask.sum())} of {mask.size} points", {"top": 1.0}))
     rows = 1 if len(panels) <= 4 else 2
     columns = -(-len(panels) // rows)
     figure = Figure(figsize=(2.9 * columns, 2.75 * rows + 0.8), layout="compressed")
@@ -85,10 +87,11 @@ def save_figure(
         if i < len(panels):
             image, text, style = panels[i]
             _show(figure, axes, image, text, **style)
-    strip = figure.add_subplot(grid[rows, :])
-    strip.imshow(mask[None], cmap="gray", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-    strip.set(xticks=[], yticks=[])
-    strip.set_title(f"{int(mask.sum())} of {mask.size} phase-encode lines sampled", fontsize=8)
+    if mask.ndim == 1:
+        strip = figure.add_subplot(grid[rows, :])
+        strip.imshow(mask[None], cmap="gray", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        strip.set(xticks=[], yticks=[])
+        strip.set_title(f"{int(mask.sum())} of {mask.size} phase-encode lines sampled", fontsize=8)
     figure.suptitle(title, fontsize=10)
     fit = "PSNR after the best scalar fit, peak of the reference volume. " if scores else ""
     figure.supxlabel(fit + NOTICE, fontsize=8)

@@ -1,14 +1,21 @@
-"""Image quality against a reference, in the definitions of fastmri.evaluate.
+"""Image quality against a reference, in the definitions of fastmri.evaluate, and the spread's agreement with the error.
 
     NMSE = |x - r|^2 / |r|^2
     PSNR = 10 log10(peak^2 / mean |x - r|^2)
     SSIM = mean of (2 m_x m_r + C1)(2 c_xr + C2) / ((m_x^2 + m_r^2 + C1)(v_x + v_r + C2)),  C_i = (K_i peak)^2
 
 with means m over 7 x 7 windows that lie inside the image, sample (co)variances v and c, K = (0.01, 0.03)
-(Wang et al. 2004). All take magnitude images (y, x) or volumes (slice, y, x) as real arrays of one shape; the
-figure of a volume pools its slices (SSIM: their mean). `peak` is the reference volume's maximum, or, where it
-is not given, the maximum of the `reference` given. A best scalar fit removes the one ambiguity that a
-reconstruction's scale has: `psnr_fit` is the project's headline figure and named as such wherever it appears.
+(Wang et al. 2004). All take images (y, x) or volumes (slice, y, x) as real arrays of one shape and compute in double
+precision; the figure of a volume pools its slices (SSIM: their mean). `peak`, the data range, is the maximum of the
+reference volume, or, where it is not given, of the `reference` given. With each slice's own maximum instead, a slice
+whose maximum is lower by a factor f would lose 20 log10(f) dB of PSNR, and its SSIM would have smaller constants C.
+
+The best scalar fit, s = <x, r> / |x|^2, removes the one ambiguity that a reconstruction's scale has; figures of s x are
+named `_fit` wherever they appear, and psnr_fit is the project's headline figure.
+
+    body = pixels where r > 5 % of its 99th percentile
+    coverage = share of the body where |x - r| <= 1.645 std, 90 % for Gaussian errors of that std
+    rank correlation = Spearman's, of |x - r| and std in the body
 """
 
 from __future__ import annotations
@@ -18,15 +25,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
+from scipy.stats import rankdata
 
 Array = NDArray[np.floating[Any]]
 WINDOW, K1, K2 = 7, 0.01, 0.03
+BODY_FRACTION, BODY_PERCENTILE = 0.05, 99
+HALF_WIDTH = 1.645  # in std; 90 % of a Gaussian
 
 
 def _double(image: Array, reference: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if image.shape != reference.shape:
         raise ValueError(f"image {image.shape} and reference {reference.shape} differ in shape")
     return image.astype(np.float64), reference.astype(np.float64)
+
+
+def _peak(reference: NDArray[np.float64], peak: float | None) -> float:
+    top = float(reference.max() if peak is None else peak)  # a float32 peak would be squared in single precision
+    if top == 0:
+        raise ValueError("the data range is 0, expected a reference whose maximum is not: PSNR and SSIM need one")
+    return top
 
 
 def best_scale(image: Array, reference: Array) -> float:
@@ -37,16 +54,18 @@ def best_scale(image: Array, reference: Array) -> float:
 
 
 def nmse(image: Array, reference: Array) -> float:
-    """Squared error over the power of the reference."""
+    """Squared error over the power of the reference; ValueError for a reference of zeros."""
     x, r = _double(image, reference)
-    return float(((x - r) ** 2).sum() / (r**2).sum())
+    power = float((r * r).sum())
+    if power == 0:
+        raise ValueError("the reference is all zeros, expected an image: NMSE divides by its power")
+    return float(((x - r) ** 2).sum()) / power
 
 
 def psnr(image: Array, reference: Array, peak: float | None = None) -> float:
-    """Peak signal-to-noise ratio, dB; infinite where image and reference agree exactly."""
+    """Peak signal-to-noise ratio, dB; infinite where image and reference agree exactly. ValueError for a peak of 0."""
     x, r = _double(image, reference)
-    error = float(((x - r) ** 2).mean())
-    top = float(r.max()) if peak is None else peak
+    top, error = _peak(r, peak), float(((x - r) ** 2).mean())
     return float(10 * np.log10(top**2 / error)) if error > 0 else float("inf")
 
 
@@ -56,11 +75,11 @@ def psnr_fit(image: Array, reference: Array, peak: float | None = None) -> float
 
 
 def ssim(image: Array, reference: Array, peak: float | None = None) -> float:
-    """Mean structural similarity; ValueError where a side is shorter than the 7-pixel window."""
+    """Mean structural similarity; ValueError for a side shorter than the 7-pixel window and for a peak of 0."""
     x, r = _double(image, reference)
     if min(x.shape[-2:]) < WINDOW:
-        raise ValueError(f"SSIM needs at least {WINDOW} x {WINDOW} pixels, found {x.shape[-2:]}")
-    top = float(r.max()) if peak is None else peak
+        raise ValueError(f"the image is {x.shape[-2]} x {x.shape[-1]}, expected {WINDOW} x {WINDOW} or more for SSIM")
+    top = _peak(r, peak)
     c1, c2 = (K1 * top) ** 2, (K2 * top) ** 2
 
     def mean(a: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -76,10 +95,41 @@ def ssim(image: Array, reference: Array, peak: float | None = None) -> float:
 
 
 def scores(image: Array, reference: Array, peak: float | None = None) -> dict[str, float]:
-    """Every figure of this module by its name: psnr_fit, psnr (dB), ssim, nmse."""
+    """psnr (dB), ssim and nmse as they are, and the three after the best scalar fit: psnr_fit, ssim_fit, nmse_fit."""
+    fitted = best_scale(image, reference) * image.astype(np.float64)
     return {
-        "psnr_fit": psnr_fit(image, reference, peak),
-        "psnr": psnr(image, reference, peak),
-        "ssim": ssim(image, reference, peak),
-        "nmse": nmse(image, reference),
+        name + suffix: value
+        for suffix, x in (("", image), ("_fit", fitted))
+        for name, value in (
+            ("psnr", psnr(x, reference, peak)),
+            ("ssim", ssim(x, reference, peak)),
+            ("nmse", nmse(x, reference)),
+        )
+    }
+
+
+def body(reference: Array) -> NDArray[np.bool_]:
+    """Where the object is, of the reference's shape: above 5 % of the 99th percentile of the reference."""
+    inside: NDArray[np.bool_] = reference > BODY_FRACTION * np.percentile(reference, BODY_PERCENTILE)
+    return inside
+
+
+def spread_scores(image: Array, std: Array, reference: Array) -> dict[str, float]:
+    """How the std of posterior samples goes with the error of their mean, in the body of the reference.
+
+    body: its share of the pixels. coverage: share of the body with |image - reference| <= 1.645 std. rank_correlation:
+    Spearman's, of error and std; NaN where one of the two is constant. ValueError for an empty body.
+    """
+    x, r = _double(image, reference)
+    s, _ = _double(std, reference)
+    inside = body(r)
+    if not inside.any():
+        raise ValueError("the reference has no pixel above 5 % of its 99th percentile, expected an image")
+    error, s = np.abs(x - r)[inside], s[inside]
+    ranks = rankdata(error), rankdata(s)
+    constant = any(np.ptp(rank) == 0 for rank in ranks)
+    return {
+        "body": float(inside.mean()),
+        "coverage": float((error <= HALF_WIDTH * s).mean()),
+        "rank_correlation": float("nan") if constant else float(np.corrcoef(*ranks)[0, 1]),
     }

@@ -27,9 +27,9 @@ from mrgen.review.metrics import Array, scores
 from mrgen.scans.header import anonymous_header
 
 DEFINITIONS = (
-    "Against the RSS of the whitened, fully sampled coil images; peak = maximum of the reference volume. psnr_fit: "
-    "PSNR (dB) after the best scalar fit, of each slice or of the whole volume; psnr (dB), ssim and nmse without "
-    "a fit, as in fastmri.evaluate."
+    "Against the RSS of the whitened, fully sampled coil images; peak = maximum of the reference volume. psnr "
+    "(dB), ssim and nmse without a fit, as in fastmri.evaluate; psnr_fit, ssim_fit and nmse_fit after the best scalar "
+    "fit, of each slice or of the whole volume."
 )
 Scores = dict[str, dict[str, float]]
 
@@ -41,7 +41,7 @@ class Result:
     images: dict[str, Array]  # zero_filled, l1_wavelet where computed, and last the reconstruction
     std: Array | None  # std over the samples; None for a recipe without samples
     reference: Array | None
-    mask: Array  # (kx,) lines sampled
+    mask: Array  # (kx,) lines or (ky, kx) points: 1 where sampled
     first_slice: int  # index in the input of the first slice reconstructed
     sigma0: list[float]  # noise std of each slice, in scaled units
     noise_from: str
@@ -54,7 +54,7 @@ class Result:
 
     @property
     def acceleration(self) -> float:
-        """R as achieved: lines in all over lines sampled."""
+        """R as achieved: lines (points) in all over those sampled."""
         return self.mask.size / float(self.mask.sum())
 
     def volume_scores(self) -> Scores:
@@ -99,7 +99,7 @@ def write_result(out_dir: Path, stem: str, result: Result) -> list[Path]:
     try:
         with replacing(paths) as (volume, report, figure):
             _write_volume(volume, result)
-            report.write_text(json.dumps(_finite(_report(result)), indent=2, allow_nan=False) + "\n")
+            report.write_text(json.dumps(finite(_report(result)), indent=2, allow_nan=False) + "\n")
             _write_figure(figure, result)
     except OSError as error:
         raise MrgenError(f"could not write the result to {out_dir} ({error}): free space or choose another") from None
@@ -136,7 +136,10 @@ def _report(result: Result) -> dict[str, Any]:
         "mrgen_version": __version__,
         "slices": [result.first_slice, result.first_slice + count],
         "R": result.acceleration,
-        "lines": {"sampled": int(result.mask.sum()), "all": int(result.mask.size)},
+        "lines" if result.mask.ndim == 1 else "points": {
+            "sampled": int(result.mask.sum()),
+            "all": int(result.mask.size),
+        },
         "noise": {"sigma0_scaled_units": result.sigma0, "from": result.noise_from},
         "recipe": result.recipe,
         "seed": result.seed,
@@ -152,12 +155,12 @@ def _report(result: Result) -> dict[str, Any]:
     return report
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no infinity (the PSNR of a perfect image): such a number becomes null."""
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

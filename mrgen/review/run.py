@@ -16,7 +16,7 @@ from mrgen.physics.fourier import centre_crop
 from mrgen.posterior.reconstruct import Reconstruction, reconstruct
 from mrgen.prior.files import Prior
 from mrgen.review.output import Result
-from mrgen.scans.prepare import prepare_slice
+from mrgen.scans.prepare import prepare
 from mrgen.scans.scan import Scan, Slice
 from mrgen.settings import Recipe
 
@@ -27,12 +27,13 @@ class Run:
 
     scan: Scan
     slices: range
-    undersample: Tensor | None  # (kx,) applied retrospectively to a fully sampled scan
+    undersample: Tensor | None  # (kx,) or (ky, kx), applied retrospectively to a fully sampled scan
     recipe_name: str
     recipe: Recipe
     prior: Prior | None
     seed: int
     device: str
+    calibration: Scan | None = None  # of the same coils, for scans without a fully sampled centre
 
     @property
     def samples(self) -> int | None:
@@ -54,7 +55,6 @@ def reconstruct_scan(run: Run, say: Callable[[str], None], progress: Callable[[f
     volumes: dict[str, list[NDArray[np.float32]]] = {}
     sigma0: list[float] = []
     for number, index in enumerate(run.slices):
-        raw = run.scan.read_slice(index)
         place = f"slice {number + 1} of {len(run.slices)}"
         progress(number / len(run.slices), place)
 
@@ -63,10 +63,17 @@ def reconstruct_scan(run: Run, say: Callable[[str], None], progress: Callable[[f
 
         generator = slice_generator(run.seed, index, run.device)
         try:
-            slice_ = prepare_slice(raw, run.scan.mask, undersample=run.undersample, keep_reference=True)
+            slice_ = prepare(
+                run.scan,
+                index,
+                undersample=run.undersample,
+                calibration=run.calibration,
+                keep_reference=True,
+                device=run.device,
+            )
             if number == 0:
                 _describe(run, slice_, say)
-            result = reconstruct(slice_.to(run.device), run.prior, run.recipe, generator, step)
+            result = reconstruct(slice_, run.prior, run.recipe, generator, step)
         except MrgenError as error:
             raise MrgenError(f"slice {index}: {error}") from error
         for name, image in _images(slice_, result).items():
@@ -79,7 +86,7 @@ def reconstruct_scan(run: Run, say: Callable[[str], None], progress: Callable[[f
         std=stacked.pop("std", None),
         reference=stacked.pop("reference", None),
         images=stacked,
-        mask=slice_.mask.numpy(),
+        mask=slice_.mask.numpy(force=True),
         first_slice=run.slices.start,
         sigma0=sigma0,
         noise_from=slice_.noise_from,
@@ -93,9 +100,10 @@ def reconstruct_scan(run: Run, say: Callable[[str], None], progress: Callable[[f
 
 
 def _describe(run: Run, slice_: Slice, say: Callable[[str], None]) -> None:
-    kept, lines = int(slice_.mask.sum()), slice_.mask.numel()
+    kept, whole = int(slice_.mask.sum()), slice_.mask.numel()
+    what = "lines" if slice_.mask.ndim == 1 else "points"
     how = "as measured" if run.undersample is None else "retrospectively"
-    say(f"mask    {kept} of {lines} lines, R = {lines / kept:.2f}, {how}")
+    say(f"mask    {kept} of {whole} {what}, R = {whole / kept:.2f}, {how}")
     say(f"noise   sigma0 = {slice_.sigma0:.4f} of full scale, from {slice_.noise_from}")
 
 

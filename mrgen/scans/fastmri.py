@@ -1,177 +1,203 @@
-"""Reader for the fastMRI HDF5 layout (Zbontar et al., arXiv 1811.08839).
+"""Reader for the fastMRI HDF5 layouts: knee and brain (Zbontar et al., arXiv 1811.08839), prostate T2 (2304.09254).
 
-`kspace` is (slice, coil, readout, phase), centred; single-coil files leave the coil axis out. `mask` (phase,)
-marks an undersampled scan. `ismrmrd_header` gives the matrix sizes.
+`kspace` is (slice, coil, readout, phase), centred; single-coil files leave the coil axis out, prostate files put
+averages in front (mrgen.scans.averages), and beside it `calibration_data` (slice, coil, readout, phase), a quick scan
+of the centre of k-space. `mask` (phase,) marks an undersampled scan. `ismrmrd_header` gives the matrix sizes.
 
 - The readout is oversampled. Where the header's reconSpace is smaller, it is cropped in image space, along the
   readout only; phase encodes are never cropped, because that would change the resolution.
-- Without `mask`, phase lines that are zero everywhere are either the scanner's zero-filling at the edges,
-  which the header's limits explain (the scan counts as fully sampled), or undersampling.
+- Zeros at the edges of the phase encodes are zero-filling or partial Fourier; other zeros are undersampling.
+- Prostate files are zero-filled to the header's matrix, as the others are when they are published.
+- Axis 0 says how many slices there are: in some brain files the header says otherwise.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
 import h5py
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from mrgen.errors import MrgenError
+from mrgen.scans.averages import average_weights, combine_averages, describe_averages, measured_lines
+from mrgen.scans.cartesian import LARGEST, SliceReader, cartesian_scan, check_shape, check_stored, stored_mask
+from mrgen.scans.files import check_file, hdf5, listing, naming, plain, stored_text
 from mrgen.scans.header import Header, anonymous_header, parse_header
-from mrgen.scans.scan import Scan
-
-_SMALLEST = 16  # samples; below this neither noise nor coil maps can be estimated
-
-
-def crop_readout(kspace: Tensor, rows: int) -> Tensor:
-    """Keep the central `rows` image rows of k-space (coil, ky, kx): readout to image, crop, and back.
-
-    The transforms are orthonormal, so white noise keeps its std, and lines of zeros stay exactly zero.
-    """
-    n_y = kspace.shape[-2]
-    if rows == n_y:
-        return kspace
-    image = torch.fft.fftshift(torch.fft.ifft(torch.fft.ifftshift(kspace, dim=-2), dim=-2, norm="ortho"), dim=-2)
-    first = n_y // 2 - rows // 2
-    cropped = torch.fft.ifftshift(image[..., first : first + rows, :], dim=-2)
-    back: Tensor = torch.fft.fftshift(torch.fft.fft(cropped, dim=-2, norm="ortho"), dim=-2)
-    return back
-
-
-def _lines_with_data(kspace: Tensor) -> Tensor:
-    """(kx,) bool: which lines of (coil, ky, kx) hold anything but zeros."""
-    return (kspace != 0).flatten(0, 1).any(0)
-
-
-def _load(path: Path, index: int) -> Tensor:
-    """One slice as stored, (coil, ky, kx) complex64; the file is open only inside this function."""
-    try:
-        with h5py.File(path, "r") as file:
-            kspace = torch.from_numpy(file["kspace"][index]).to(torch.complex64)
-    except OSError as error:
-        raise MrgenError(f"{path.name}: slice {index} cannot be read ({error}): copy the file again") from None
-    return kspace if kspace.ndim == 3 else kspace.unsqueeze(0)
+from mrgen.scans.scan import Geometry, Scan
 
 
 @dataclass(frozen=True)
-class _Reader:
-    """`Scan.read_slice`; a class rather than a closure so that a Scan can be sent to worker processes."""
+class _Load:
+    """Slice `index` of a dataset, (coil, ky, kx) complex64; the file is open only meanwhile."""
 
     path: Path
-    slices: int
-    rows: int
-    mask: Tensor | None
-    lines: Tensor | None  # (kx,) bool, lines that every slice has to hold, where no mask says so
+    dataset: str = "kspace"
+    averages: Tensor | None = None  # (average, kx) bool, the lines of each, where averages come first
+    fill: tuple[int, int] = (0, 0)  # lines of zeros to add at the left and right
 
     def __call__(self, index: int) -> Tensor:
-        if not 0 <= index < self.slices:
-            raise IndexError(f"slice {index} of {self.slices}")
-        kspace = _load(self.path, index)
-        where = f"{self.path.name}: slice {index}"
-        if not torch.isfinite(kspace).all():
-            raise MrgenError(f"{where} of kspace holds NaN or infinity, expected finite numbers: leave it out")
-        if self.mask is not None:
-            kspace = kspace * self.mask
-        lines = _lines_with_data(kspace)
-        if not lines.any():
-            raise MrgenError(f"{where} of kspace is all zeros, expected measured data: leave it out")
-        if self.lines is not None and not torch.equal(lines, self.lines):
-            raise MrgenError(
-                f"{where} samples other lines than the middle slice, expected one pattern for the whole scan: "
-                "store slices with different patterns in separate files"
-            )
-        return crop_readout(kspace, self.rows)
+        kspace = _read(self.path, self.dataset, index if self.averages is None else (slice(None), index))
+        if self.averages is not None:
+            if not torch.equal(measured_lines(kspace), self.averages):
+                raise MrgenError(
+                    f"{self.path.name}: the averages of slice {index} hold other lines than those of the middle slice, "
+                    "expected one pattern for the whole scan: leave it out"
+                )
+            kspace = combine_averages(kspace, average_weights(self.averages))
+        return functional.pad(kspace if kspace.ndim == 3 else kspace[None], self.fill)
 
 
-def _read_mask(file: h5py.File, lines: int) -> Tensor | None:
-    """The file's `mask` as float (kx,); None where there is none or where it keeps every line."""
-    if "mask" not in file:
-        return None
-    if not isinstance(file["mask"], h5py.Dataset) or file["mask"].dtype.kind not in "biuf":
-        raise MrgenError("mask is not an array of numbers: expected one 0 or 1 for each phase line")
-    mask = torch.from_numpy(file["mask"][()].astype("float32")).flatten()
-    if mask.numel() != lines:
-        raise MrgenError(f"mask has {mask.numel()} entries, expected one for each of the {lines} phase lines")
-    if not bool(((mask == 0) | (mask == 1)).all()):
-        raise MrgenError("mask holds values other than 0 and 1: expected 1 where a line was sampled")
-    if not mask.any():
-        raise MrgenError("mask keeps no line: expected 1 where a line was sampled")
-    return None if bool(mask.all()) else mask
+def _read(path: Path, dataset: str, where: int | tuple[slice, int]) -> Tensor:
+    """dataset[where] as complex64; what does not fit into it becomes infinite, and is refused as such."""
+    with hdf5(path) as file, np.errstate(over="ignore"):
+        return torch.from_numpy(file[dataset][where].astype(np.complex64))
 
 
-def _read_shape(file: h5py.File) -> tuple[int, int, int, int]:
-    """(slice, coil, ky, kx) of a usable `kspace`."""
+def _shape(file: h5py.File) -> tuple[int | None, tuple[int, int, int, int]]:
+    """The number of averages, None without that axis, and (slice, coil, ky, kx) of a usable `kspace`."""
     kspace = file.get("kspace")
     if not isinstance(kspace, h5py.Dataset):
-        found = ", ".join(sorted(file)[:5]) or "nothing"
-        raise MrgenError(f"no dataset 'kspace' (found: {found}); expected the fastMRI layout: convert the file")
+        raise MrgenError(f"no dataset 'kspace' (found: {listing(file)}); expected the fastMRI layout: convert the file")
     if kspace.dtype.kind != "c":
-        raise MrgenError(f"kspace is {kspace.dtype}, expected complex numbers: store it as complex64")
-    if kspace.ndim not in (3, 4):
-        raise MrgenError(f"kspace has shape {kspace.shape}, expected (slice, coil, readout, phase): rearrange it")
-    slices, *coils, n_y, n_x = kspace.shape
-    if slices == 0 or 0 in coils or min(n_y, n_x) < _SMALLEST:
+        raise MrgenError(f"kspace is {plain(str(kspace.dtype))}, expected complex numbers: store it as complex64")
+    if kspace.ndim not in (3, 4) and not (kspace.ndim == 5 and "calibration_data" in file):
         raise MrgenError(
-            f"kspace has shape {kspace.shape}, expected at least one slice and coil of {_SMALLEST} x {_SMALLEST}: "
-            "check how the file was made"
+            f"kspace has shape {kspace.shape}, expected (slice, coil, readout, phase), or (average, slice, coil, "
+            "readout, phase) beside the calibration_data of fastMRI prostate: rearrange it"
         )
-    return slices, coils[0] if coils else 1, n_y, n_x
+    averages = kspace.shape[0] if kspace.ndim == 5 else None
+    slices, *coils, n_y, n_x = kspace.shape[-4:]
+    shape = slices, coils[0] if coils else 1, n_y, n_x
+    check_shape(shape)
+    if averages is not None and not 1 <= averages <= LARGEST // prod(shape[1:]):
+        raise MrgenError(f"kspace has {averages} averages, expected a few: check how the file was made")
+    if kspace.chunks and prod(kspace.chunks) > LARGEST:
+        raise MrgenError(f"kspace is stored in chunks of {kspace.chunks}, too large to read: store one slice a chunk")
+    if not kspace.is_virtual:  # else it is stored in other files
+        check_stored(kspace.nbytes, kspace.id.get_storage_size())
+    return averages, shape
 
 
-def _read_header(file: h5py.File, matrix: tuple[int, int]) -> tuple[Header | None, str | None]:
-    """The parsed header and its anonymous text, where the file has one."""
-    if "ismrmrd_header" not in file:
-        return None, None
-    text = file["ismrmrd_header"][()]
-    xml = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
-    header = parse_header(xml)
-    if header.encoded == matrix[::-1] != matrix:
+def _mask(file: h5py.File, n_y: int, n_x: int) -> Tensor | None:
+    """The file's `mask`, (kx,) or (ky, kx); None where there is none or where it keeps everything."""
+    if "mask" not in file:
+        return None
+    dataset = file["mask"]
+    if not isinstance(dataset, h5py.Dataset):
+        raise MrgenError("mask is not an array of numbers: expected one 0 or 1 for each phase line")
+    return stored_mask(dataset.shape, dataset.dtype, lambda: np.asarray(dataset[()]), n_y, n_x)
+
+
+def _refuse_other_scans(trajectory: str | None, datasets: set[str]) -> None:
+    """Raises MrgenError for the diffusion scans of fastMRI prostate, and for what is not Cartesian."""
+    if trajectory == "epi" or datasets & {"coil_sens_maps", "phase_correction"}:
         raise MrgenError(
-            f"kspace is {matrix[0]} x {matrix[1]} but its header says readout {header.encoded[0]}, "
-            f"phase {header.encoded[1]}: swap the last two axes"
+            "this is an echo-planar (diffusion) scan: its readout is sampled along ramps, and each average has another "
+            "contrast; expected a Cartesian scan: of fastMRI prostate only the T2 files can be read"
         )
-    return header, anonymous_header(xml)
+    if trajectory not in (None, "cartesian", "other"):
+        raise MrgenError(
+            f"its header says that the trajectory is {plain(trajectory, 20)}, expected cartesian: grid the data first"
+        )
+
+
+def _has_calibration(file: h5py.File, shape: tuple[int, int, int, int]) -> bool:
+    """Whether there is `calibration_data`. Raises MrgenError for one that does not belong to a kspace of `shape`."""
+    dataset = file.get("calibration_data")
+    if dataset is None:
+        return False
+    found: tuple[int, ...] = dataset.shape if isinstance(dataset, h5py.Dataset) and dataset.dtype.kind == "c" else ()
+    if len(found) != 4 or found[:3] != shape[:3] or not 4 <= found[3] <= shape[3]:
+        raise MrgenError(
+            f"calibration_data is no complex array of {shape[0]} slices, {shape[1]} coils, {shape[2]} readout samples "
+            "and at least 4 lines, which its kspace needs: repair it or remove the dataset"
+        )
+    return True
+
+
+def _filled(header: Header | None, n_x: int) -> tuple[int, int]:
+    """Lines of zeros (left, right) that bring `n_x` to the encoded matrix, with the centre of k-space at its n // 2."""
+    if header is None:
+        return 0, 0
+    left = header.encoded[1] // 2 - (header.limits[0] if header.limits else n_x // 2)
+    right = header.encoded[1] - n_x - left
+    return (left, right) if min(left, right) >= 0 else (0, 0)
+
+
+def _listed_slices(xml: str) -> int | None:
+    """The number of slices in the header, which is not always that of the file."""
+    last = ET.fromstring(xml).findtext("{*}encoding/{*}encodingLimits/{*}slice/{*}maximum") or ""
+    return int(last) + 1 if re.fullmatch(r"\d{1,5}", last) else None
+
+
+def _geometry(header: Header, shape: tuple[int, int]) -> Geometry:
+    """Pixel size and thickness for k-space of `shape` (ky, kx); fastMRI headers do not say where the slices lie."""
+    thickness = header.slab[1] / header.partitions[1] if header.slab else None
+    if header.encoded != shape or header.encoded_fov is None:
+        return Geometry(thickness=thickness)
+    fov_y, fov_x = header.encoded_fov
+    return Geometry(spacing=(fov_y / shape[0], fov_x / shape[1]), thickness=thickness)
 
 
 def open_fastmri(path: Path | str) -> Scan:
-    """Open a fastMRI-layout file without reading its k-space, but for the middle slice where `mask` is absent.
+    """Open a fastMRI-layout file; of its k-space only the middle slice is read.
 
     Raises MrgenError, as one line that names the file, for anything that is not such a file.
     """
     path = Path(path)
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "there is no such file"
-        raise MrgenError(f"{path.name}: {found}, expected an HDF5 scan in the fastMRI layout: check the path")
-    try:
-        with h5py.File(path, "r") as file:
-            slices, coils, n_y, n_x = _read_shape(file)
-            header, xml = _read_header(file, (n_y, n_x))
-            mask = _read_mask(file, n_x)
-    except MrgenError as error:
-        raise MrgenError(f"{path.name}: {error}") from None
-    except OSError:
-        raise MrgenError(f"{path.name}: not a readable HDF5 file, expected the fastMRI layout: check it") from None
+    check_file(path, "an HDF5 scan in the fastMRI layout")
+    with hdf5(path) as file:
+        averages, (slices, coils, n_y, n_x) = _shape(file)
+        mask, datasets = _mask(file, n_y, n_x), set(file)
+        xml = stored_text(file["ismrmrd_header"], "ismrmrd_header") if "ismrmrd_header" in file else None
+        calibrated = _has_calibration(file, (slices, coils, n_y, n_x))
+    with naming(path):
+        header = None if xml is None else parse_header(xml)
+        xml = None if xml is None else anonymous_header(xml)
+        _refuse_other_scans(header.trajectory if header else None, datasets)
+        if header and header.encoded == (n_x, n_y) != (n_y, n_x):
+            raise MrgenError(
+                f"kspace is {n_y} x {n_x} but its header says readout {n_x}, phase {n_y}: swap the last two axes"
+            )
 
-    padding = header.padding(n_x) if header else (0, 0)
-    lines = None
-    if mask is None:
-        lines = _lines_with_data(_load(path, slices // 2))
-        if not lines.any():
+    load, remarks = _Load(path), []
+    if averages is not None:
+        measured = measured_lines(_read(path, "kspace", (slice(None), slices // 2)))
+        if not measured.any():
             raise MrgenError(f"{path.name}: slice {slices // 2} of kspace is all zeros, expected measured data")
-        if bool(lines[: padding[0]].any() or lines[n_x - padding[1] :].any()):
-            padding = (0, 0)  # the limits do not describe this k-space: it has data where they have none
-        if not bool(lines[padding[0] : n_x - padding[1]].all()):
-            mask = lines.float()
+        left, right = _filled(header, n_x)
+        load, n_x = _Load(path, averages=measured, fill=(left, right)), left + n_x + right
+        mask = None if mask is None else functional.pad(mask, (left, right))
+        remarks.append(describe_averages(measured))
+    listed = _listed_slices(xml) if xml else None
+    if listed not in (None, slices):
+        remarks.append(f"The header lists {listed} slices, kspace has {slices}: kspace is believed.")
+    if header and header.encoded != (n_y, n_x):
+        remarks.append(f"The header's matrix {header.encoded} is not that of kspace, {(n_y, n_x)}: no pixel sizes.")
+
     rows = header.cropped(0, n_y) if header else n_y
     crop = (rows, header.cropped(1, n_x)) if header else (rows, n_x)
-    return Scan(
-        path=str(path),
-        shape=(slices, coils, rows, n_x),
-        mask=mask,
-        read_slice=_Reader(path, slices, rows, mask, lines),
+    padding = header.padding(n_x) if header else (0, 0)
+    with naming(path):
+        for height in (n_y, rows):  # of k-space as filled, and of the image
+            check_shape((slices, coils, height, n_x))
+    scan = cartesian_scan(
+        path, (slices, coils, n_y, n_x), load, format_="fastMRI HDF5", mask=mask, rows=rows, padding=padding
+    )
+    return replace(
+        scan,
         header=xml,
-        crop=None if crop == (rows, n_x) else crop,
-        padding=padding,
+        crop=None if crop == scan.shape[2:] else crop,
+        read_calibration=SliceReader(_Load(path, "calibration_data"), path.name, slices, "calibration_data", rows=rows)
+        if calibrated
+        else None,
+        geometry=_geometry(header, (n_y, n_x)) if header else Geometry(),
+        remarks=(*remarks, *scan.remarks),
     )

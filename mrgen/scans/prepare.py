@@ -9,7 +9,6 @@ times the factor that best takes that RSS back to the RSS of the raw coils (leas
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -17,13 +16,13 @@ from torch import Tensor
 
 from mrgen.errors import MrgenError
 from mrgen.physics.espirit import espirit_maps
-from mrgen.physics.fourier import ifft2c
-from mrgen.physics.masks import acs_lines, sampling_mask
-from mrgen.physics.noise import background_covariance, edge_covariance, whiten, whitening_matrix
+from mrgen.physics.fourier import centre_crop, centre_pad, ifft2c
+from mrgen.physics.masks import acs_lines, acs_region, fastmri_rng, sampling_mask
+from mrgen.physics.noise import background_covariance, covariance, edge_covariance, whiten, whitening_matrix
 from mrgen.scans.scan import Scan, Slice
 from mrgen.settings import Sampling
 
-BACKGROUND, EDGE = "image background", "k-space edge (an upper bound)"
+NOISE_SCAN, BACKGROUND, EDGE = "noise scan", "image background", "k-space edge (an upper bound)"
 _SMALLEST_ACS, _LINES, _READOUTS = 4, 24, 48  # calibration region: at least, and at most, so many samples
 
 
@@ -35,31 +34,34 @@ def default_center_fraction(acceleration: float) -> float:
 
 
 def undersampling_mask(scan: Scan, sampling: Sampling, acceleration: float, seed: int, slice_index: int) -> Tensor:
-    """A mask (kx,) of 0 and 1 for a fully sampled scan, without the lines that the scanner zero-filled.
+    """A mask of 0 and 1 for a fully sampled scan, (kx,), or (ky, kx) for a Poisson-disc pattern.
 
-    `acceleration` is one of those of `sampling`, or another. The same file name, seed and index give the same
-    mask; files of other names get other lines. Raises MrgenError for an R that cannot be.
+    Without the lines that the scanner zero-filled. `acceleration` is one of those of `sampling`, or another. The same
+    file name, seed and index give the same mask, with seed and index 0 the one of fastMRI's evaluation; files of other
+    names get other lines. Raises MrgenError for an R that cannot be.
     """
-    text = f"{Path(scan.path).stem}:{seed}:{slice_index}"
-    digest = hashlib.sha256(text.encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-    lines = scan.shape[-1]
+    rng = fastmri_rng(Path(scan.path).name, seed, slice_index)
+    _, _, rows, lines = scan.shape
     try:
-        mask = sampling_mask(sampling.pattern, lines, acceleration, sampling.center_fraction, generator)
+        fraction = sampling.fraction(acceleration)
+        mask = sampling_mask(sampling.pattern, lines, acceleration, fraction, rng, rows)
     except ValueError as error:
         raise MrgenError(f"cannot undersample {lines} lines with R = {acceleration:g}: {error}") from None
     left, right = scan.padding
-    mask[:left] = 0
-    mask[lines - right :] = 0
+    mask[..., :left] = 0
+    mask[..., lines - right :] = 0
     return mask
 
 
-def noise_covariance(raw: Tensor, mask: Tensor | None) -> tuple[Tensor, str]:
+def noise_covariance(raw: Tensor, mask: Tensor | None, noise: Tensor | None = None) -> tuple[Tensor, str]:
     """Coil covariance (coil, coil) of the k-space noise of `raw` (coil, ky, kx), and where it was found.
 
-    A fully sampled slice (`mask` None) shows its noise in the image's corners; zero-filled lines carry none,
-    which makes the image quieter than the measured lines by their share.
+    A noise scan, `noise` (coil, n), is believed first. Without one, a fully sampled slice (`mask` None) shows its
+    noise in the image's corners; zero-filled samples carry none, which makes the image quieter than the measured
+    ones by their share.
     """
+    if noise is not None:
+        return covariance(noise.to(raw)), NOISE_SCAN
     if mask is not None:
         return edge_covariance(raw * mask, mask), EDGE
     return background_covariance(raw) / _measured(raw).mean(), BACKGROUND
@@ -80,46 +82,81 @@ def _central(n: int, lines: slice, most: int) -> slice:
     return slice(max(lines.start, n // 2 - most // 2), min(lines.stop, n // 2 - most // 2 + most))
 
 
+def _calibration_region(sampled: Tensor, rows: int) -> tuple[slice, slice]:
+    """Rows and columns of the fully sampled centre, from a mask (kx,) or (ky, kx). Raises MrgenError without one."""
+    region = (slice(0, rows), acs_lines(sampled)) if sampled.ndim == 1 else acs_region(sampled)
+    height, width = (s.stop - s.start for s in region)
+    if min(height, width) < _SMALLEST_ACS:
+        found = f"{width} lines" if sampled.ndim == 1 else f"{height} x {width} samples"
+        raise MrgenError(
+            f"coil maps need at least {_SMALLEST_ACS} fully sampled lines at the centre of k-space (ACS), found "
+            f"{found}: name a calibration scan of the same coils and field of view, or scan them, or raise the "
+            "centre fraction or lower R"
+        )
+    return region
+
+
+def _embed(centre: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Calibration data (coil, ay, ax) on the grid of the k-space; what reaches beyond it is cut off."""
+    inner = min(centre.shape[-2], shape[0]), min(centre.shape[-1], shape[1])
+    return centre_pad(centre_crop(centre, inner), shape)
+
+
 def prepare_slice(
-    raw: Tensor, mask: Tensor | None, *, undersample: Tensor | None = None, keep_reference: bool
+    raw: Tensor,
+    mask: Tensor | None,
+    *,
+    undersample: Tensor | None = None,
+    noise: Tensor | None = None,
+    calibration: Tensor | None = None,
+    keep_reference: bool,
 ) -> Slice:
     """Prepare raw k-space (coil, ky, kx), complex64, in scanner units.
 
-    `mask` (kx,) is that of an undersampled scan, None for a fully sampled one; `undersample` (kx,) is applied
-    on top, retrospectively. The reference, kept on request and only for a fully sampled scan, is the RSS of the
-    whitened coil images: whitened, so that it weighs the coils as the reconstruction does.
+    `mask`, (kx,) or (ky, kx), is that of an undersampled scan, None for a fully sampled one; `undersample`, of either
+    shape, is applied on top, retrospectively. `noise` (coil, n) is a noise scan, `calibration` (coil, ay, ax) a fully
+    sampled centre of k-space measured apart. The reference, kept on request and only for a fully sampled scan, is the
+    RSS of the whitened coil images: whitened, so that it weighs the coils as the reconstruction does.
 
-    Raises MrgenError when fewer than 4 lines around the centre are fully sampled, or when there is no noise to
-    be found.
+    Raises MrgenError when fewer than 4 lines around the centre are fully sampled and there is no `calibration`, when
+    the coils of noise, calibration and k-space differ in number, or when there is no noise to be found.
     """
-    n_y, n_x = raw.shape[-2:]
+    coils, n_y, n_x = raw.shape
+    for name, other in (("noise scan", noise), ("calibration scan", calibration)):
+        if other is not None and len(other) != coils:
+            raise MrgenError(f"the {name} has {len(other)} coils, the k-space {coils}: expected the same array")
     sampled = _measured(raw)
     for given in (mask, undersample):
-        sampled = sampled if given is None else sampled * given
-    acs = acs_lines(sampled)
-    if acs.stop - acs.start < _SMALLEST_ACS:
-        raise MrgenError(
-            f"coil maps need at least {_SMALLEST_ACS} fully sampled lines at the centre of k-space (ACS), found "
-            f"{acs.stop - acs.start}: scan them, or raise the centre fraction or lower R"
-        )
-    cov, noise_from = noise_covariance(raw, mask)
+        sampled = sampled if given is None else sampled * given.to(sampled)
+    cov, noise_from = noise_covariance(raw, mask, noise)
     try:
-        whitened = whiten(raw, whitening_matrix(cov))
+        matrix = whitening_matrix(cov)
     except ValueError as error:
         raise MrgenError(f"{error} ({noise_from}): mrgen needs k-space as measured, not denoised or masked") from None
+    whitened = whiten(raw, matrix)
 
-    calibration = torch.zeros_like(sampled)
-    calibration[acs] = 1
-    weighted = _rss(whitened * calibration)
-    p = float(torch.quantile(weighted.flatten(), 0.99))
-    back = float((weighted * _rss(raw * calibration)).sum() / weighted.square().sum())
+    if calibration is None:
+        rows, columns = _calibration_region(sampled, n_y)
+        centre = torch.zeros_like(raw)
+        centre[:, rows, columns] = raw[:, rows, columns]
+        acs = raw[:, _central(n_y, rows, _READOUTS), _central(n_x, columns, _LINES)]
+    else:
+        centre = _embed(calibration.to(raw), (n_y, n_x))
+        a_y, a_x = calibration.shape[-2:]
+        acs = calibration.to(raw)[:, _central(a_y, slice(0, a_y), _READOUTS), _central(a_x, slice(0, a_x), _LINES)]
+    maps, _ = espirit_maps(whiten(acs, matrix)[None], (n_y, n_x), 1.0)
 
-    kspace = whitened * sampled / p
-    rows, lines = _central(n_y, slice(0, n_y), _READOUTS), _central(n_x, acs, _LINES)
-    maps, _ = espirit_maps(kspace[None, :, rows, lines], (n_y, n_x), 1 / p)
+    whitened = whiten(raw, matrix)
+    low = whiten(centre, matrix)
+    common = sampled * (low != 0)
+    strength = (whitened * common).norm() / (low * common).norm()  # 1 unless the calibration is a scan of its own
+    weighted = _rss(low)
+    p = float(torch.quantile(weighted.flatten(), 0.99) * strength)
+    back = float((weighted * _rss(centre)).sum() / weighted.square().sum())
+
     known = keep_reference and mask is None
     return Slice(
-        kspace=kspace,
+        kspace=whitened * sampled / p,
         mask=sampled,
         maps=maps[0],
         sigma0=1 / p,
@@ -127,3 +164,45 @@ def prepare_slice(
         reference=_rss(whitened) / p if known else None,
         noise_from=noise_from,
     )
+
+
+def prepare(
+    scan: Scan,
+    index: int,
+    *,
+    undersample: Tensor | None = None,
+    calibration: Scan | None = None,
+    keep_reference: bool = False,
+    device: torch.device | str = "cpu",
+) -> Slice:
+    """Slice `index` of a scan, read and prepared on `device` with all that the scan brings along.
+
+    Coil maps come from `calibration`, the fully sampled centre of another scan of the same coils, slices and field of
+    view, where it is given; else from the scan's own calibration data, if it has any; else from the centre of the slice
+    itself. Raises MrgenError as `prepare_slice` does, and for a calibration scan without that slice.
+    """
+    centre = None
+    if calibration is not None:
+        centre = calibration_centre(calibration, index if calibration.slices > 1 else 0)
+    elif scan.read_calibration is not None:
+        centre = scan.read_calibration(index)
+    return prepare_slice(
+        scan.read_slice(index).to(device),
+        scan.mask,
+        undersample=undersample,
+        noise=scan.noise,
+        calibration=centre,
+        keep_reference=keep_reference,
+    )
+
+
+def calibration_centre(scan: Scan, index: int) -> Tensor:
+    """The fully sampled centre (coil, ay, ax) of a slice of a calibration scan, in scanner units."""
+    if not 0 <= index < scan.slices:
+        raise MrgenError(f"the calibration scan has {scan.slices} slices, expected slice {index} or a single one")
+    raw = scan.read_slice(index)
+    n_y, n_x = raw.shape[-2:]
+    rows, columns = _calibration_region(_measured(raw) if scan.mask is None else scan.mask, n_y)
+    # what is kept lies symmetrically around the centre of k-space, so that it can be embedded in another matrix
+    half = [min(m // 2 - s.start, s.stop - m // 2) for m, s in zip((n_y, n_x), (rows, columns), strict=True)]
+    return raw[:, n_y // 2 - half[0] : n_y // 2 + half[0], n_x // 2 - half[1] : n_x // 2 + half[1]]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from gaussian import SHAPE, SIGMA0, case, denoise, power
 
-from mrgen.physics.fourier import ifft2c
+from mrgen.physics.fourier import fft2c, ifft2c
 from mrgen.physics.operators import Fourier
 from mrgen.posterior.guidance import Proximal, fourier_diagonal, power_spectrum
 from mrgen.scans.scan import Slice
@@ -61,8 +61,39 @@ def test_fourier_diagonal_is_the_dense_one() -> None:
     torch.testing.assert_close(fourier_diagonal(c.slice_.maps, c.slice_.mask), dense)
 
 
+@pytest.mark.parametrize("sigma", [0.03, 0.3])
+def test_the_residual_tells_the_covariance_of_the_denoiser(sigma: float) -> None:
+    """With an exact denoiser, V_t of the residual is sigma_t^2 P / (P + sigma_t^2) wherever that exceeds the noise."""
+    g = torch.Generator().manual_seed(6)
+    slice_, p, image = stationary_scan(g)
+    gain = p / (p + sigma**2)
+
+    def exact(x_t: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return ifft2c(gain * fft2c(x_t))
+
+    x_t = image + sigma * torch.randn(8, *image.shape, dtype=torch.complex64, generator=g)
+    posterior = Proximal(exact, slice_, None, iterations=1)
+    found = posterior.covariance(exact(x_t, torch.tensor(sigma)), torch.tensor(sigma))
+    expected = sigma**2 * gain
+    assert found.max() <= sigma**2 * 1.0001
+    told = (expected > 3 * slice_.sigma0**2) & (p < 0.5)
+    assert told.float().mean() > 0.2
+    ratio = (found / expected)[told]
+    assert 0.85 < float(ratio.mean()) < 1.15
+    assert ratio.min() > 0.4
+    assert ratio.max() < 2.5
+
+
 def test_power_spectrum_finds_a_known_spectrum() -> None:
-    g = torch.Generator().manual_seed(5)
+    slice_, p, _ = stationary_scan(torch.Generator().manual_seed(5))
+    ratio = (power_spectrum(slice_) / p)[(p > 20 * slice_.sigma0**2) & (p < 0.5)]
+    assert 0.85 < float(ratio.mean()) < 1.15
+    assert ratio.min() > 0.4
+    assert ratio.max() < 2.5
+
+
+def stationary_scan(g: torch.Generator) -> tuple[Slice, torch.Tensor, torch.Tensor]:
+    """A scan of a stationary Gaussian image by equal coils, its power spectrum (ky, kx) and the image."""
     n, coils, sigma0 = 64, 4, 0.01
     y = (torch.arange(n) - n // 2) / (n / 2)
     p = (1 + 100 * (y[:, None].square() + y[None].square())).pow(-1.5)
@@ -74,7 +105,4 @@ def test_power_spectrum_finds_a_known_spectrum() -> None:
     blank = Slice(torch.zeros_like(maps), mask, maps, sigma0, 1.0, None)
     noise = torch.randn(maps.shape, dtype=torch.complex64, generator=g)
     slice_ = Slice(blank.operator().forward(image) + sigma0 * mask * noise, mask, maps, sigma0, 1.0, None)
-    ratio = (power_spectrum(slice_) / p)[(p > 20 * sigma0**2) & (p < 0.5)]
-    assert 0.85 < float(ratio.mean()) < 1.15
-    assert ratio.min() > 0.4
-    assert ratio.max() < 2.5
+    return slice_, p, image

@@ -99,7 +99,7 @@ def test_the_input_is_left_alone(phantom):
 def test_a_missing_centre_is_an_error_with_a_way_out(phantom, found):
     mask = (torch.arange(48) % 2 == 1).float()
     mask[24] = float(found > 0)  # joins lines 23 and 25
-    with pytest.raises(MrgenError, match=rf"at least 4 .* \(ACS\), found {found}: .* raise the centre fraction"):
+    with pytest.raises(MrgenError, match=rf"at least 4 .* \(ACS\), found {found} lines: .* raise the centre fraction"):
         prepare_slice(phantom()[0], None, undersample=mask, keep_reference=False)
 
 
