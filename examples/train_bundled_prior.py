@@ -31,14 +31,15 @@ from mrgen.physics.fourier import ifft2c
 from mrgen.physics.masks import sampling_mask
 from mrgen.physics.noise import whiten, whitening_matrix
 from mrgen.posterior.reconstruct import posterior_samples
-from mrgen.prior.data import CachedSlices, Item, TrainingSet, item_of, write_item
+from mrgen.prior.cache import CachedScan, Entry, write_scan
+from mrgen.prior.data import Item, TrainingSet, item_of
 from mrgen.prior.files import load_prior, read_safetensors, save_prior, write_safetensors
 from mrgen.prior.train import train
 from mrgen.scans.heads import vary_head
 from mrgen.scans.prepare import noise_covariance, prepare_slice
 from mrgen.scans.scan import Slice
 from mrgen.scans.simulate import simulate_kspace, uniform
-from mrgen.settings import Protocol, Recipe, load
+from mrgen.settings import Protocol, Recipe, Sampling, load
 
 FIRST_VALIDATION_SUBJECT = 53
 # Field of view in pixels of the source image, and the matrices to draw from, with equal probability.
@@ -115,22 +116,26 @@ def simulate(args: argparse.Namespace) -> None:
         rng = np.random.RandomState(number)
         mask = sampling_mask(sampling.pattern, noisy.shape[-1], acceleration, sampling.fraction(acceleration), rng)
         slice_, target = prepare(noisy, clean, mask.to(args.device))
-        write_item(args.work / "measured" / f"{number:05d}.safetensors", item_of(slice_, sampling))
+        entry, source = Entry(0, acceleration, slice_), {"simulated": number, "left_out": {}}
+        write_scan(args.work / "measured" / f"{number:05d}.h5", [entry], source)
         write_safetensors(args.work / "clean" / f"{number:05d}.safetensors", {"image": target}, {})
         if number % 100 == shard:
             print(f"simulated {number} of {args.scans}: sigma0 {slice_.sigma0:.4f}, {tuple(noisy.shape)}", flush=True)
 
 
-def measured_set(work: Path, device: str) -> TrainingSet:
-    """Every measured slice, in memory on `device`."""
-    cached = CachedSlices(sorted((work / "measured").glob("*.safetensors")))
+def measured_scans(work: Path) -> list[CachedScan]:
+    """Every measured scan, each of one slice."""
+    return [CachedScan.open(file) for file in sorted((work / "measured").glob("*.h5"))]
 
-    def fetch(i: int) -> Item:
-        c = cached[i]
-        return Item(c.kspace.to(device), c.mask.to(device), c.maps.to(device), c.weights.to(device), c.sigma0)
+
+def measured_set(work: Path, sampling: Sampling, device: str) -> TrainingSet:
+    """Every measured slice, in memory on `device`."""
+
+    def fetch(scan: CachedScan) -> Item:
+        return item_of(scan.read(0).to(device), sampling, scan.acceleration[0])
 
     with ThreadPoolExecutor(8) as pool:
-        items = list(pool.map(fetch, range(len(cached))))
+        items = list(pool.map(fetch, measured_scans(work)))
     return TrainingSet(items, [i.shape for i in items], f"simulated-{len(items)}")
 
 
@@ -156,7 +161,7 @@ def learn(args: argparse.Namespace) -> None:
     data = (
         image_set(args.work / (args.images_from or "clean"), args.device)
         if supervised
-        else measured_set(args.work, args.device)
+        else measured_set(args.work, protocol.sampling, args.device)
     )
     start = None
     if args.start:
@@ -176,18 +181,18 @@ def expectation(args: argparse.Namespace) -> None:
     """E-step: posterior samples of every training scan under the current prior."""
     prior = load_prior(args.prior, args.device, amp=args.device != "cpu")
     recipe = Recipe(description="E-step", sampler="decoupled", steps=args.e_steps, samples=2, cg_iterations=30)
-    cached = CachedSlices(sorted((args.work / "measured").glob("*.safetensors")))
+    scans = measured_scans(args.work)
     shard, shards = (int(n) for n in args.shard.split("/"))
-    for number in range(shard, len(cached), shards):
-        if (args.work / args.into / cached.files[number].name).exists():
+    for number in range(shard, len(scans), shards):
+        target = args.work / args.into / f"{scans[number].file.stem}.safetensors"
+        if target.exists():
             continue  # of a run that was interrupted
-        item = cached[number]
-        slice_ = Slice(item.kspace, item.mask, item.maps, item.sigma0, 1.0, None).to(args.device)
+        slice_ = scans[number].read(0).to(args.device)
         generator = torch.Generator(args.device).manual_seed(args.seed * 100_000 + number)
         samples = posterior_samples(slice_, prior, recipe, generator)
-        write_safetensors(args.work / args.into / cached.files[number].name, {"image": samples}, {})
+        write_safetensors(target, {"image": samples}, {})
         if number % 100 == shard:
-            print(f"sampled {number} of {len(cached)}", flush=True)
+            print(f"sampled {number} of {len(scans)}", flush=True)
 
 
 def ship(args: argparse.Namespace) -> None:

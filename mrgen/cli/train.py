@@ -17,14 +17,14 @@ from mrgen.settings import Protocol, load
 
 
 def train_prior(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Scans to learn from, .h5 in the fastMRI layout.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Scans to learn from.")],
     protocol_name: Annotated[str, typer.Option("--protocol", help="A protocol's name, or a .toml file of your own.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The prior to write, .safetensors.")],
     steps: Annotated[int | None, typer.Option(min=1, help="Updates; without it, the protocol's.")] = None,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint beside the prior.")] = True,
     cache: Annotated[
-        Path | None, typer.Option(help="Folder for prepared slices; without it, 'cache' beside the prior.")
+        Path | None, typer.Option(help="Folder for prepared slices, to share; without it, 'cache' beside the prior.")
     ] = None,
 ) -> None:
     """Learn a prior from undersampled, noisy scans; fully sampled ones are undersampled by the protocol first."""
@@ -32,11 +32,9 @@ def train_prior(
     if out.suffix != ".safetensors":
         raise MrgenError(f"-o {out.name}: expected a name that ends in .safetensors")
     if not folder.is_dir():
-        raise MrgenError(f"{folder} is not a folder, expected one with .h5 scans")
+        raise MrgenError(f"{folder} is not a folder, expected one with scans")
     prepare_output_dir(out.parent)
-    stored = cache or out.parent / "cache"
-    prepare_output_dir(stored)
-    data = TrainingSet.from_folder(folder, protocol, stored)
+    data = TrainingSet.from_folder(folder, protocol, cache or out.parent / "cache", device=target)
     written = train(data, protocol, out, device=target, resume=resume, steps=steps)
     typer.echo(f"wrote   {written}")
     typer.echo(NOTICE)

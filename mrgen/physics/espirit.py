@@ -1,21 +1,38 @@
 """Coil maps by ESPIRiT (Uecker et al., Magn Reson Med 2014, doi 10.1002/mrm.24751).
 
-k-space neighbourhoods of the calibration region (ACS) span a low-dimensional space; V are its singular
-vectors. The local coil sensitivities at a pixel are the eigenvector, with eigenvalue near 1, of
+The rows of the calibration matrix A are the neighbourhoods, `kernel` samples wide over all coils, of the fully sampled
+centre of k-space (ACS). With A^H A = sum_i e_i v_i v_i^H, n rows and noise of std sigma, what signal there is lies in
 
-    G(r) = (1 / k^2) sum_v v(r) v(r)^H,     v(r) = the kernel v transformed to the image
+    W = sum_i w_i v_i v_i^H,    w_i = 1 - n sigma^2 / e_i  where sqrt(e_i) > sigma (sqrt(rows) + sqrt(columns)),  else 0
 
-G(r) is a trigonometric polynomial: its (2k-1)^2 Fourier coefficients, summed over the kernels first, are
-transformed once per coil pair, so the cost does not grow with the number of kernels. The dominant
-eigenvector of each pixel is found by power iteration.
+the Wiener filter of the neighbourhoods, cut at the edge of the spectrum of a matrix of pure noise (Marchenko and Pastur
+1967): no threshold has to be tuned. A source at pixel r that the coils see as the unit vector c fills neighbourhoods
+with h = c exp(2 pi i k.r) / (kernel's area)^(1/2), so the eigenvalues and eigenvectors, over c, of
+
+    G(r),    c^H G(r) c = h^H W h
+
+tell the coil maps: an eigenvalue near 1 is a direction of the coils that carries signal. G(r) is a trigonometric
+polynomial in r, whose Fourier coefficients are summed over the kernels first.
+
+Where there is no signal. The largest power along h that the data allow, 1 / h^H (A^H A / n)^-1 h (Capon, Proc IEEE
+1969, doi 10.1109/PROC.1969.7278), is sigma^2 / (1 - lambda) once the noise outside W has its known power. So the
+eigenvalue lambda bounds the signal-to-noise ratio of what can be at a pixel, per pixel and averaged over the kernel's
+resolution (the field of view / kernel):
+
+    SNR(r) <= 1 / sqrt(1 - lambda(r))
+
+Pixels where this bound is below `least_snr` are outside the support: nothing visible can be there (Rose, J Opt Soc Am
+1948, puts the limit of what an eye can see at 3 to 5).
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from mrgen.physics.fourier import centre_pad, fft2c
+_ENTRIES = 2**20  # of G held at once: 8 MB, which stays in a processor's cache
+_EXACT = 1e-4  # residual |G v - lambda v| of a map; its error 1 - |<v, v_true>| is of the order of the square
 
 
 def calibration_gram(acs: Tensor, kernel: tuple[int, int]) -> Tensor:
@@ -25,63 +42,113 @@ def calibration_gram(acs: Tensor, kernel: tuple[int, int]) -> Tensor:
     return rows.mH @ rows
 
 
-def _signal_projector(gram: Tensor, noise_edge: float) -> Tensor:
-    """Projector (batch, m, m) on the singular vectors of A whose singular value exceeds `noise_edge`.
+def _signal_filter(gram: Tensor, rows: int, sigma: float) -> Tensor:
+    """W, (batch, m, m). The strongest direction is always kept, so that a region of pure noise still gives maps."""
+    power, vectors = torch.linalg.eigh(gram)
+    edge = sigma * (rows**0.5 + gram.shape[-1] ** 0.5)
+    kept = power > edge**2
+    kept[:, -1] = True
+    weight = torch.where(kept, (1 - rows * sigma**2 / power).clamp_min(1e-3), 0)
+    filtered: Tensor = (vectors * weight.unsqueeze(1)) @ vectors.mH
+    return filtered
 
-    The strongest vector is always kept, so that a region of pure noise still gives maps.
-    """
-    eigenvalues, vectors = torch.linalg.eigh(gram)
-    limit = torch.minimum(torch.full_like(eigenvalues[:, -1:], noise_edge**2), eigenvalues[:, -1:])
-    kept: Tensor = vectors * (eigenvalues >= limit).unsqueeze(1)
-    return kept @ kept.mH
+
+def _waves(n: int, width: int) -> Tensor:
+    """exp(-2 pi i l r / n) at pixels r (0 at n // 2) and lags l = 1 - width, ... width - 1; (n, lag)."""
+    r = torch.arange(n, dtype=torch.float64) - n // 2
+    lag = torch.arange(1 - width, width, dtype=torch.float64)
+    return torch.exp(-2j * math.pi / n * torch.outer(r, lag))
 
 
-def _pixel_operator(projector: Tensor, coils: int, kernel: tuple[int, int], shape: tuple[int, int]) -> Tensor:
-    """G(r), (batch, y, x, coil, coil), Hermitian with eigenvalues in [0, 1]."""
+def _pixel_operators(
+    signal: Tensor, coils: int, kernel: tuple[int, int], shape: tuple[int, int]
+) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of the image and their G(r), (row * x, coil, coil), from W of one item, (m, m), with rows h^T."""
     k_y, k_x = kernel
-    batch = projector.shape[0]
-    blocks = projector.reshape(batch, coils, k_y, k_x, coils, k_y, k_x)
-    lags = projector.new_zeros(batch, coils, coils, 2 * k_y - 1, 2 * k_x - 1)
+    blocks = signal.reshape(coils, k_y, k_x, coils, k_y, k_x)
+    lags = signal.new_zeros(2 * k_y - 1, 2 * k_x - 1, coils, coils)
     for y in range(k_y):
         for x in range(k_x):
             # element (a, b) multiplies exp(-2 pi i (b - a).r): it lies at lag b - a, lag 0 in the middle
-            window = (slice(k_y - 1 - y, 2 * k_y - 1 - y), slice(k_x - 1 - x, 2 * k_x - 1 - x))
-            lags[..., window[0], window[1]] += blocks[:, :, y, x]
-    padded = centre_pad(lags, shape)
-    scale = math.sqrt(shape[0] * shape[1]) / (k_y * k_x)
-    return fft2c(padded).permute(0, 3, 4, 1, 2) * scale
+            window = lags[k_y - 1 - y : 2 * k_y - 1 - y, k_x - 1 - x : 2 * k_x - 1 - x]
+            window += blocks[:, y, x].permute(2, 3, 0, 1)
+    waves_y, waves_x = (_waves(n, k).to(signal) for n, k in zip(shape, kernel, strict=True))
+    lines = torch.einsum("xl,mlab->mxab", waves_x, lags).flatten(1) / (k_y * k_x)  # (lag, x * coil * coil)
+    step = max(1, _ENTRIES // (coils**2 * shape[1]))
+    for first in range(0, shape[0], step):
+        rows = slice(first, first + step)
+        yield rows, (waves_y[rows] @ lines).reshape(-1, coils, coils)
+
+
+def _leading_vectors(matrices: Tensor, start: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """Eigenvalue (n, 1) and eigenvector (n, coil, 1) of the largest eigenvalue of (n, coil, coil).
+
+    20 steps of the power iteration are enough nearly everywhere; the other pixels are solved exactly, but for those
+    with an eigenvalue below `floor`, whose vector is not needed.
+    """
+    vector = start.reshape(1, -1, 1).expand(len(matrices), -1, -1)
+    for _ in range(4):
+        for _ in range(5):
+            vector = matrices @ vector
+        vector = vector / vector.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    image = matrices @ vector
+    value = (vector.conj() * image).real.sum(1)
+    residual = (image - value.unsqueeze(-1) * vector).norm(dim=1)
+    slow = ((residual > _EXACT) & (value + residual >= floor)).squeeze(1)
+    if slow.any():
+        values, vectors = torch.linalg.eigh(matrices[slow])
+        value[slow], vector[slow] = values[:, -1:], vectors[..., -1:]
+    return value, vector
 
 
 def espirit_maps(
-    acs: Tensor, shape: tuple[int, int], sigma: float, *, kernel: int = 6, iterations: int = 40
+    acs: Tensor,
+    shape: tuple[int, int],
+    sigma: float,
+    *,
+    sets: int | None = None,
+    kernel: int = 6,
+    least_snr: float = 3.0,
 ) -> tuple[Tensor, Tensor]:
-    """Coil maps (batch, coil, y, x) with sum_c |S_c|^2 = 1, and the eigenvalue map (batch, y, x).
+    """Coil maps (batch, coil, y, x) and their eigenvalues (batch, y, x), in [0, 1].
 
-    `acs` is the fully sampled centre of whitened k-space, (batch, coil, ay, ax), with noise std `sigma`.
-    Singular values up to sigma (sqrt(rows) + sqrt(columns)), the edge of a pure-noise calibration matrix,
-    are taken for noise: no threshold has to be tuned. The phase is that of the calibration data's dominant
-    virtual coil, so the maps are smooth and the image carries its phase. Raises ValueError when the region
-    is too small; the kernel shrinks to half the region's width before that happens.
+    `acs` is the fully sampled centre of whitened k-space, (batch, coil, ay, ax), with noise std `sigma`. At every pixel
+    sum_c |S_c|^2 is 1, or 0 where a signal could not reach `least_snr` times the noise; `least_snr=0` keeps every
+    pixel. The phase is that of the calibration data's dominant virtual coil, so the maps are smooth and the image
+    carries its phase.
+
+    With `sets` an axis is added: (batch, set, coil, y, x) and (batch, set, y, x), in descending order of eigenvalues,
+    each set cut by its own. Two sets, orthogonal at every pixel, describe a field of view into which the object wraps:
+    two places share a pixel there, and one map cannot serve both.
+
+    Raises ValueError when the region is too small, or for more sets than coils. The kernel shrinks to half the
+    region's width before that happens.
     """
     batch, coils, a_y, a_x = acs.shape
+    count = 1 if sets is None else sets
+    if not 1 <= count <= coils:
+        raise ValueError(f"expected 1 to {coils} sets of maps, as many as coils at most, found {count}")
     size = (min(kernel, a_y // 2 + 1), min(kernel, a_x // 2 + 1))
     if min(size) < 3:
         raise ValueError(f"coil maps need at least 4 x 4 calibration samples, found {a_y} x {a_x}")
-    rows, columns = (a_y - size[0] + 1) * (a_x - size[1] + 1), coils * size[0] * size[1]
-    projector = _signal_projector(calibration_gram(acs, size), sigma * (rows**0.5 + columns**0.5))
-    # Rows of A are neighbourhoods h^T without conjugation, so conj(V V^H) projects the h themselves.
-    pixel = _pixel_operator(projector.conj(), coils, size, shape)
+    patches = (a_y - size[0] + 1) * (a_x - size[1] + 1)
+    # Rows of A are neighbourhoods h^T without conjugation, so conj(W) filters the h themselves.
+    signal = _signal_filter(calibration_gram(acs, size), patches, sigma).conj()
 
     flat = acs.flatten(2)
-    dominant = torch.linalg.eigh(flat @ flat.mH)[1][..., -1]  # (batch, coil)
-    vector = dominant.reshape(batch, 1, 1, coils, 1).expand(-1, *shape, -1, -1).clone()
-    eigenvalue = vector.new_zeros(batch, *shape)
-    for _ in range(iterations):
-        vector = pixel @ vector
-        norm = vector.norm(dim=-2, keepdim=True)
-        vector = vector / norm.clamp_min(1e-12)
-        eigenvalue = norm[..., 0, 0]
-    maps = vector[..., 0].permute(0, 3, 1, 2)
-    reference = torch.einsum("bc,bcyx->byx", dominant.conj(), maps).unsqueeze(1)
-    maps = maps * torch.exp(-1j * reference.angle())
-    return maps, eigenvalue.real
+    virtual = torch.linalg.eigh(flat @ flat.mH)[1].flip(-1)  # (batch, coil, virtual coil), strongest first
+    floor = 1 - 1 / least_snr**2 if least_snr > 1 else -1.0
+    maps = acs.new_empty(batch, count, coils, *shape)
+    eigenvalue = acs.real.new_empty(batch, count, *shape)
+    for item in range(batch):
+        for rows, pixels in _pixel_operators(signal[item], coils, size, shape):
+            if count == 1:
+                value, vector = _leading_vectors(pixels, virtual[item, :, 0], floor)
+            else:
+                values, vectors = torch.linalg.eigh(pixels)
+                value, vector = values[:, -count:].flip(-1), vectors[..., -count:].flip(-1)
+            maps[item, :, :, rows] = vector.permute(2, 1, 0).reshape(count, coils, -1, shape[1])
+            eigenvalue[item, :, rows] = value.T.reshape(count, -1, shape[1])
+    reference = torch.einsum("bcs,bscyx->bsyx", virtual[..., :count].conj(), maps).unsqueeze(2)
+    maps = maps * torch.exp(-1j * reference.angle()) * (eigenvalue >= floor).unsqueeze(2)
+    return (maps[:, 0], eigenvalue[:, 0]) if sets is None else (maps, eigenvalue)

@@ -83,7 +83,8 @@ def _magic_offsets(n: int, acceleration: float) -> NDArray[np.bool_]:
     positive = np.where(offset % 2 == 0, offset + 1, offset + 2)
     negative = np.where(offset % 2 == 0, offset + 3, offset)
     beyond = abs(k) - np.where(k >= 0, positive, negative)
-    return (beyond >= 0) & (beyond % int(acceleration) == 0)
+    masks: NDArray[np.bool_] = (beyond >= 0) & (beyond % int(acceleration) == 0)
+    return masks
 
 
 def _offsets(pattern: str, n: int, acceleration: float, center_fraction: float) -> NDArray[np.bool_]:

@@ -92,6 +92,25 @@ class Coils(LinearOperator):
         return (self.maps.conj() * y).sum(-3)
 
 
+class CoilSets(LinearOperator):
+    """S with several sets of maps: images (..., set, y, x) to coil images (..., coil, y, x), their sum over the sets.
+
+    `maps` is (..., set, coil, y, x). Where an object wraps into the field of view two places share a pixel, and each
+    needs maps and an image of its own (Uecker et al., Magn Reson Med 2014, on more than one set of maps).
+    """
+
+    def __init__(self, maps: Tensor) -> None:
+        self.maps = maps
+        sets, coils, *shape = maps.shape[-4:]
+        self.domain, self.range_ = (sets, *shape), (coils, *shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.maps * x.unsqueeze(-3)).sum(-4)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return (self.maps.conj() * y.unsqueeze(-4)).sum(-3)
+
+
 class Mask(LinearOperator):
     """M: zero what was not sampled. `mask` (0 or 1) broadcasts against `shape`, e.g. (1, kx) for lines."""
 
@@ -106,31 +125,37 @@ class Mask(LinearOperator):
         return self.mask * y
 
 
-def sense(maps: Tensor, mask: Tensor) -> LinearOperator:
-    """A = M F S for `maps` (..., coil, y, x) and `mask` broadcastable to (..., coil, ky, kx)."""
-    shape = tuple(maps.shape[-3:])
-    return Mask(mask, shape) @ Fourier(shape) @ Coils(maps)
+def sense(maps: Tensor, mask: Tensor, *, sets: bool = False) -> LinearOperator:
+    """A = M F S for `maps` (..., coil, y, x) and `mask` broadcastable to (..., coil, ky, kx).
+
+    With `sets` the maps are (..., set, coil, y, x) and A takes images (..., set, y, x).
+    """
+    coils = CoilSets(maps) if sets else Coils(maps)
+    return Mask(mask, coils.range_) @ Fourier(coils.range_) @ coils
 
 
-def sense_normal(maps: Tensor, mask: Tensor) -> Callable[[Tensor], Tensor]:
-    """A^H A of `sense(maps, mask)` for one slice, as a function of images (batch, y, x), the fast way.
+def sense_normal(maps: Tensor, mask: Tensor, *, sets: bool = False) -> Callable[[Tensor], Tensor]:
+    """A^H A of `sense(maps, mask, sets=sets)` for one slice, as a function of a batch of images, the fast way.
 
     Where only lines are sampled, `mask` (kx,) or (1, kx), readout positions do not mix, and A^H A is one x by x matrix
     for each: (sum_c conj(S_c(j)) S_c(k)) times the mask's point spread function at j - k. One product of small
-    matrices then replaces two Fourier transforms of every coil, for all images of the batch at once.
+    matrices then replaces two Fourier transforms of every coil, for all images of the batch at once. Several sets make
+    the matrix that many times wider.
     """
     if mask.ndim > 1 and mask.shape[-2] > 1:
-        return sense(maps, mask).normal
+        return sense(maps, mask, sets=sets).normal
     n = maps.shape[-1]
     line = mask.reshape(n).to(maps)
     offset = torch.fft.ifft(torch.fft.ifftshift(line))  # point spread function at j - k = 0, 1, ...
     index = torch.arange(n, device=maps.device)
-    spread = offset[(index[:, None] - index[None, :]) % n]
-    rows = maps.permute(1, 0, 2)  # (y, coil, x)
+    count = maps.shape[0] if sets else 1
+    spread = offset[(index[:, None] - index[None, :]) % n].repeat(count, count)
+    rows = maps.reshape(count, -1, *maps.shape[-2:]).permute(2, 1, 0, 3).flatten(2)  # (y, coil, set * x)
     gram = (rows.mH @ rows) * spread
 
     def normal(x: Tensor) -> Tensor:
-        image: Tensor = (gram @ x.permute(1, 2, 0)).permute(2, 0, 1)
-        return image
+        columns = x.reshape(-1, count, *x.shape[-2:])  # (batch, set, y, x)
+        image: Tensor = gram @ columns.permute(2, 1, 3, 0).flatten(1, 2)  # (y, set * x, batch)
+        return image.reshape(-1, count, n, len(columns)).permute(3, 1, 0, 2).reshape(x.shape)
 
     return normal

@@ -1,33 +1,32 @@
 """Training data: prepared slices, grouped by matrix size into batches.
 
 `TrainingSet` holds anything that gives items by index, in memory or on disk. Which items make the batch of step
-k is a function of (seed, k) alone, so training resumes exactly.
+k is a function of (seed, k) alone, so training resumes exactly. Threads load the next batches while one is used.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from mrgen.errors import MrgenError
-from mrgen.physics.masks import sampling_probability
-from mrgen.prior.files import read_safetensors, write_safetensors
-from mrgen.prior.objectives import CleanBatch, MeasuredBatch
-from mrgen.scans.fastmri import open_fastmri
-from mrgen.scans.prepare import prepare_slice, undersampling_mask
-from mrgen.scans.scan import Scan, Slice
+from mrgen.prior.cache import CachedScan
+from mrgen.prior.objectives import CleanBatch, MeasuredBatch, to_device
+from mrgen.prior.preparation import prepare_scans
+from mrgen.prior.weights import gsure_weights, line_probability
+from mrgen.scans.scan import Slice
 from mrgen.settings import Protocol, Sampling
 
-FORMAT = "mrgen-slice-1"
-FAR = 0.25  # relative difference between a scan's number of lines and the protocol's that is taken for another R
-EDGE = 0.05  # fraction of lines on either side that may be never sampled (partial Fourier edge, rounding)
+SCANS = (".h5", ".mrd", ".dat", ".cfl", ".npz")
+AHEAD = 2  # batches that are loaded before they are asked for, each by a thread
 
 
 @dataclass(frozen=True)
@@ -41,135 +40,84 @@ class Item:
     sigma0: float
 
     @property
+    def coils(self) -> int:
+        return len(self.maps)
+
+    @property
     def shape(self) -> tuple[int, int]:
         return self.kspace.shape[-2], self.kspace.shape[-1]
 
-
-def gsure_weights(probability: Tensor) -> Tensor:
-    """w_k = 1 / Pr(line k is sampled), (kx,); 0 for lines never sampled.
-
-    Raises MrgenError when a line further in than the outer 5 % on either side is never sampled: no scan says anything
-    about it, so the risk cannot be estimated there.
-    """
-    n = len(probability)
-    edge = round(EDGE * n)
-    never = (probability == 0).nonzero().flatten().tolist()
-    inner = [k for k in never if edge <= k < n - edge]
-    if inner:
-        raise MrgenError(
-            f"{len(inner)} of {n} phase-encode lines (the first is {inner[0]}) are never sampled by this protocol, "
-            "so GSURE cannot learn them: vary the mask offset or pattern, or lower R"
-        )
-    return torch.where(probability > 0, 1 / probability.clamp_min(1e-12), 0.0)
+    def load(self, kspace: Tensor, maps: Tensor) -> None:
+        """Copy k-space and maps into arrays (coil, ky, kx)."""
+        kspace.copy_(self.kspace)
+        maps.copy_(self.maps)
 
 
 def item_of(slice_: Slice, sampling: Sampling, acceleration: float | None = None) -> Item:
-    """The training item of a prepared, undersampled slice; the protocol says how its lines were drawn.
+    """The training item of a prepared slice whose lines were drawn as `sampling` says, with R = `acceleration`.
 
-    R, where it is not given, is the protocol's whose expected number of lines comes closest, counted between the
-    first and the last line sampled: outside, the scanner may have measured none. Raises MrgenError when none is close.
+    Without R, it is the one that explains the lines best. Raises MrgenError when none does.
     """
-    n, lines = len(slice_.mask), slice_.mask.nonzero().flatten()
-    span = slice(int(lines[0]), int(lines[-1]) + 1)
-
-    def drawn(r: float) -> Tensor:
-        return sampling_probability(sampling.pattern, n, r, sampling.center_fraction)
-
-    def surplus(r: float) -> float:
-        return float(drawn(r)[span].sum()) / len(lines) - 1
-
-    r = acceleration or min(sampling.acceleration, key=lambda r: abs(surplus(r)))
-    if acceleration is None and abs(surplus(r)) > FAR:
-        raise MrgenError(
-            f"the scan was undersampled to {len(lines)} of {n} lines, which no R of the protocol "
-            f"({', '.join(f'{a:g}' for a in sampling.acceleration)}) explains: name its R and centre in a protocol"
-        )
-    weights = gsure_weights(drawn(r)).to(slice_.mask)
+    weights = gsure_weights(line_probability(slice_.mask, sampling, acceleration))
     return Item(slice_.kspace, slice_.mask, slice_.maps, weights, slice_.sigma0)
 
 
-def write_item(file: Path, item: Item) -> None:
-    """Store an item for `CachedSlices`: only its sampled lines are kept."""
-    tensors = {
-        "lines": item.kspace[..., item.mask.bool()],
-        "mask": item.mask,
-        "maps": item.maps,
-        "weights": item.weights,
-    }
-    write_safetensors(file, tensors, {"format": FORMAT, "sigma0": item.sigma0})
+@dataclass(frozen=True)
+class StoredItem:
+    """An `Item` in the cache: its large arrays are read straight into a batch."""
 
+    scan: CachedScan
+    n: int
+    sampling: Sampling
 
-class CachedSlices(Sequence[Item]):
-    """Items prepared once and kept as one file each; a changed input or setting prepares anew."""
+    @property
+    def coils(self) -> int:
+        return self.scan.shape[0]
 
-    def __init__(self, files: list[Path]) -> None:
-        self.files = files
+    @property
+    def mask(self) -> Tensor:
+        return self.scan.mask[self.n]
 
-    def __len__(self) -> int:
-        return len(self.files)
+    @property
+    def weights(self) -> Tensor:
+        return gsure_weights(line_probability(self.mask, self.sampling, self.scan.acceleration[self.n]))
 
-    def __getitem__(self, index: int) -> Item:  # type: ignore[override]
-        tensors, metadata = read_safetensors(self.files[index])
-        lines = tensors["mask"].bool()
-        kspace = tensors["maps"].new_zeros(tensors["maps"].shape)
-        kspace[..., lines] = tensors["lines"]
-        return Item(kspace, tensors["mask"], tensors["maps"], tensors["weights"], metadata["sigma0"])
+    @property
+    def sigma0(self) -> float:
+        return self.scan.sigma0[self.n]
 
-
-def _prepare(scan: Scan, index: int, protocol: Protocol, file: Path) -> None:
-    sampling, undersample, acceleration = protocol.sampling, None, None
-    if scan.mask is None:
-        pick = torch.Generator().manual_seed(protocol.training.seed + _number(f"{Path(scan.path).name}/{index}/R"))
-        acceleration = sampling.acceleration[int(torch.randint(len(sampling.acceleration), (), generator=pick))]
-        undersample = undersampling_mask(scan, sampling, acceleration, protocol.training.seed, index)
-    raw = scan.read_slice(index)
-    try:
-        slice_ = prepare_slice(raw, scan.mask, undersample=undersample, keep_reference=False)
-        write_item(file, item_of(slice_, sampling, acceleration))
-    except MrgenError as error:
-        raise MrgenError(f"{Path(scan.path).name}: slice {index}: {error}") from None
-
-
-def _number(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
+    def load(self, kspace: Tensor, maps: Tensor) -> None:
+        self.scan.load(self.n, kspace, maps)
 
 
 @dataclass(frozen=True)
 class TrainingSet:
     """Items with their matrix sizes and a fingerprint of what they were made from."""
 
-    items: Sequence[Item] | Sequence[Tensor]  # measured slices, or clean images (y, x) for the oracle
+    items: Sequence[Item | StoredItem] | Sequence[Tensor]  # measured slices, or clean images (y, x) for the oracle
     shapes: list[tuple[int, int]]
     fingerprint: str
 
     @classmethod
     def from_folder(
-        cls, folder: Path, protocol: Protocol, cache: Path, report: Callable[[str], None] = print
+        cls,
+        folder: Path,
+        protocol: Protocol,
+        cache: Path,
+        report: Callable[[str], None] = print,
+        device: str = "cpu",
     ) -> TrainingSet:
-        """Every slice of every .h5 scan in `folder`, prepared into `cache` where it is not there yet.
+        """Every slice of every scan in `folder`, prepared into `cache` on `device` where it is not there yet.
 
-        Fully sampled scans are undersampled by the protocol, with one fixed mask per slice; undersampled ones
-        are taken as they are. Raises MrgenError when there is nothing to train on.
+        What cannot be used is left out as `prepare_scans` says. Raises MrgenError when there is nothing to train on.
         """
-        paths = sorted(folder.glob("*.h5"))
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SCANS)
         if not paths:
-            raise MrgenError(f"no .h5 scans in {folder}; expected files in the fastMRI layout")
-        files, shapes, made = [], [], 0
-        settings = json.dumps([protocol.sampling.model_dump(), protocol.training.seed, FORMAT])
-        for number, path in enumerate(paths):
-            scan = open_fastmri(path)
-            stat = path.stat()
-            for index in range(scan.slices):
-                key = hashlib.sha256(f"{path.name}/{stat.st_size}/{stat.st_mtime_ns}/{index}/{settings}".encode())
-                file = cache / f"{key.hexdigest()[:32]}.safetensors"
-                if not file.exists():
-                    _prepare(scan, index, protocol, file)
-                    made += 1
-                files.append(file)
-                shapes.append((scan.shape[2], scan.shape[3]))
-            report(f"prepared scan {number + 1} of {len(paths)}: {len(files)} slices, {made} of them new")
-        fingerprint = hashlib.sha256("".join(f.stem for f in files).encode()).hexdigest()
-        return cls(CachedSlices(files), shapes, fingerprint)
+            raise MrgenError(f"no scans in {folder}, expected {', '.join(SCANS)}: name the folder they are in")
+        scans = prepare_scans(paths, protocol, cache, device, report)
+        items = [StoredItem(scan, n, protocol.sampling) for scan in scans for n in range(len(scan))]
+        text = "".join(f"{scan.file.stem}{scan.index}" for scan in scans)
+        return cls(items, [i.scan.shape[1:] for i in items], hashlib.sha256(text.encode()).hexdigest())
 
     @classmethod
     def from_images(cls, images: Sequence[Tensor], fingerprint: str) -> TrainingSet:
@@ -186,30 +134,62 @@ class TrainingSet:
         batches = [g[s : s + batch] for g in groups.values() for s in range(0, len(g), batch)]
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
-    def batches(self, step: int, batch: int, seed: int) -> Iterator[MeasuredBatch | CleanBatch]:
-        """Batches from `step` on, without end."""
+    def _order(self, step: int, batch: int, seed: int) -> Iterator[list[int]]:
+        """The indices of the batches from `step` on, without end."""
         per_epoch = len(self.epoch(0, batch, seed))
+        number, offset = divmod(step, per_epoch)
         while True:
-            number, offset = divmod(step, per_epoch)
-            for indices in self.epoch(number, batch, seed)[offset:]:
-                yield self.collate(indices)
-                step += 1
+            yield from self.epoch(number, batch, seed)[offset:]
+            number, offset = number + 1, 0
 
-    def collate(self, indices: list[int]) -> MeasuredBatch | CleanBatch:
-        """One batch. Fewer coils are padded with zero maps and zero data, which changes nothing."""
+    def batches(self, step: int, batch: int, seed: int, device: str = "cpu") -> Iterator[MeasuredBatch | CleanBatch]:
+        """Batches from `step` on, without end, on `device`: a GPU gets the next one while it computes."""
+        order = self._order(step, batch, seed)
+        beside = torch.cuda.Stream(device) if device != "cpu" else None  # type: ignore[no-untyped-call]
+        pool = ThreadPoolExecutor(AHEAD, "batches")
+        try:
+            loading = deque(pool.submit(self.collate, indices, beside is not None) for indices in islice(order, AHEAD))
+            for indices in order:
+                loading.append(pool.submit(self.collate, indices, beside is not None))
+                ready = loading.popleft().result()
+                yield ready if beside is None else _moved(ready, device, beside)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def collate(self, indices: list[int], pin: bool = False) -> MeasuredBatch | CleanBatch:
+        """One batch, in pinned memory if wished. Fewer coils are padded with zeros, which changes nothing."""
         chosen = [self.items[i] for i in indices]
         if isinstance(chosen[0], Tensor):
             return CleanBatch(torch.stack(chosen))  # type: ignore[arg-type]
-        items: list[Item] = chosen  # type: ignore[assignment]
-        coils = max(len(i.kspace) for i in items)
-
-        def stack(arrays: list[Tensor]) -> Tensor:
-            return torch.stack([functional.pad(a, (0, 0, 0, 0, 0, coils - len(a))) for a in arrays])
-
-        return MeasuredBatch(
-            kspace=stack([i.kspace for i in items]),
-            mask=torch.stack([i.mask for i in items])[:, None, None],
-            maps=stack([i.maps for i in items]),
-            weights=torch.stack([i.weights for i in items])[:, None, None],
-            sigma0=torch.tensor([i.sigma0 for i in items], device=items[0].kspace.device),
+        items: list[Item | StoredItem] = chosen  # type: ignore[assignment]
+        device, coils = items[0].mask.device, max(i.coils for i in items)
+        kspace, maps = (
+            torch.empty(
+                (len(items), coils, *self.shapes[indices[0]]),
+                dtype=torch.complex64,
+                device=device,
+                pin_memory=pin and device.type == "cpu",
+            )
+            for _ in range(2)
         )
+        for row, item in enumerate(items):
+            item.load(kspace[row, : item.coils], maps[row, : item.coils])
+            kspace[row, item.coils :] = maps[row, item.coils :] = 0
+        return MeasuredBatch(
+            kspace=kspace,
+            mask=torch.stack([i.mask for i in items])[:, None, None],
+            maps=maps,
+            weights=torch.stack([i.weights for i in items])[:, None, None],
+            sigma0=torch.tensor([i.sigma0 for i in items], device=device),
+        )
+
+
+def _moved(batch: MeasuredBatch | CleanBatch, device: str, beside: torch.cuda.Stream) -> MeasuredBatch | CleanBatch:
+    """`batch` on `device`, copied on the stream `beside` while the current stream still computes."""
+    with torch.cuda.stream(beside):
+        moved = to_device(batch, device)
+    current = torch.cuda.current_stream(device)
+    current.wait_stream(beside)
+    for field in fields(moved):
+        getattr(moved, field.name).record_stream(current)
+    return moved

@@ -21,7 +21,7 @@ from mrgen.errors import MrgenError
 from mrgen.prior.data import TrainingSet
 from mrgen.prior.denoiser import Denoise, Denoiser, risk_weight
 from mrgen.prior.files import read_safetensors, save_prior, write_safetensors
-from mrgen.prior.objectives import OBJECTIVES, CleanBatch, MeasuredBatch, to_device
+from mrgen.prior.objectives import OBJECTIVES, CleanBatch, MeasuredBatch
 from mrgen.settings import Protocol, Training
 
 NOTICE = "Research use only. Not for diagnostic use."
@@ -111,9 +111,9 @@ def train(
            f"{steps} updates of {training.batch} on {device}")  # fmt: skip
     recent: list[tuple[int, Tensor, Tensor]] = []
     first, spoken, saved = step, time.monotonic(), time.monotonic()
-    batches = data.batches(step, training.batch, training.seed)
+    batches = data.batches(step, training.batch, training.seed, device)
     while step < steps and time.monotonic() - begun < seconds:
-        batch = to_device(next(batches), device)
+        batch = next(batches)
         generator = torch.Generator(device).manual_seed(training.seed * 1_000_000_007 + step)
         size = len(batch.image if isinstance(batch, CleanBatch) else batch.kspace)
         sigma_t = draw_sigma(size, training, generator, device)

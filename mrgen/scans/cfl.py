@@ -52,7 +52,7 @@ class _Load:
         return torch.from_numpy(array.reshape(coil, n_x, n_y).swapaxes(1, 2).astype(np.complex64, order="C"))
 
 
-def _dimensions(path: Path) -> list[int]:
+def dimensions(path: Path) -> list[int]:
     """The 16 dimensions in a header: the numbers on the first line that is no comment."""
     with path.open("rb") as file:
         text = file.read(_LONGEST_HEADER).decode(errors="replace")
@@ -90,11 +90,11 @@ def open_cfl(path: Path | str) -> Scan:
     """
     path = Path(path)
     stem = path.with_suffix("") if path.suffix in (".cfl", ".hdr") else path
-    data, header = (stem.with_name(stem.name + suffix) for suffix in (".cfl", ".hdr"))
+    data, header = Path(f"{stem}.cfl"), Path(f"{stem}.hdr")
     check_file(data, "BART data, with a header .hdr beside it")
     check_file(header, "the header of a BART .cfl file")
     with naming(header):
-        sizes = _dimensions(header)
+        sizes = dimensions(header)
         shape = _scan_shape(sizes)
         check_shape(shape)
     found, expected = data.stat().st_size, prod(sizes) * _BYTES

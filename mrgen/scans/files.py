@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +16,12 @@ _LONGEST_TEXT = 2**24  # bytes
 
 
 def check_file(path: Path, expected: str) -> None:
-    """Raises MrgenError where `path` is no file, saying what was `expected`, such as "a BART .cfl file"."""
+    """Raises MrgenError where `path` is no file to read, saying what was `expected`, such as "a BART .cfl file"."""
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "there is no such file"
         raise MrgenError(f"{path.name}: {found}, expected {expected}: check the path")
+    if not os.access(path, os.R_OK):
+        raise MrgenError(f"{path.name}: you may not read this file: change its permissions")
 
 
 def plain(text: str, longest: int = 60) -> str:

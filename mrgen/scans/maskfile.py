@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mrgen.errors import MrgenError
-from mrgen.scans.cfl import _dimensions as cfl_dimensions
+from mrgen.scans.cfl import dimensions as cfl_dimensions
 from mrgen.scans.files import check_file, hdf5, naming, reason
 
 

@@ -64,6 +64,11 @@ def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
         raise MrgenError(f"{path.name}: not a readable .npz archive ({reason(error)}): save it again") from None
 
 
+def _keys(path: Path) -> set[str]:
+    with _archive(path) as archive:
+        return {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
+
+
 @contextmanager
 def _opened(path: Path, key: str) -> Iterator[tuple[IO[bytes], _Array]]:
     """The array `key`, open for reading its numbers inside the block only. Raises MrgenError."""
@@ -158,8 +163,9 @@ def open_npz(path: Path | str) -> Scan:
     with naming(path):
         keys = _keys(path)
         if "kspace" not in keys:
-            found = listing(keys)
-            raise MrgenError(f"no array 'kspace' (found: {found}): save k-space (slice, coil, ky, kx) under that name")
+            raise MrgenError(
+                f"no array 'kspace' (found: {listing(keys)}): save k-space (slice, coil, ky, kx) under that name"
+            )
         array = _describe(path, "kspace")
         shape = _shape(array, "kspace")
         check_shape(shape)
@@ -177,8 +183,3 @@ def open_npz(path: Path | str) -> Scan:
             noise=_noise(path, coils) if "noise" in keys else None,
             read_calibration=_calibration(path, shape) if "calibration" in keys else None,
         )
-
-
-def _keys(path: Path) -> set[str]:
-    with _archive(path) as archive:
-        return {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}

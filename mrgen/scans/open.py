@@ -10,7 +10,7 @@ import h5py
 from mrgen.errors import MrgenError
 from mrgen.scans.cfl import open_cfl
 from mrgen.scans.fastmri import open_fastmri
-from mrgen.scans.files import hdf5, listing
+from mrgen.scans.files import check_file, hdf5, listing
 from mrgen.scans.ismrmrd import open_ismrmrd
 from mrgen.scans.npz import open_npz
 from mrgen.scans.scan import Scan
@@ -64,13 +64,12 @@ def _hdf5_format(path: Path) -> str:
 
 def scan_format(path: Path) -> str:
     """The key of `READERS` for `path`. Raises MrgenError for what none of them reads, saying what it is if known."""
-    data = path.with_suffix(".cfl") if path.suffix == ".hdr" else path.with_name(path.name + ".cfl")
+    data = path.with_suffix(".cfl") if path.suffix == ".hdr" else Path(f"{path}.cfl")
     if path.suffix == ".cfl" or data.is_file():
         return "BART (.cfl with .hdr)"
     if path.is_dir():
-        raise MrgenError(f"{path.name}: is a folder, expected a scan: name the files in it one by one")
-    if not path.is_file():
-        raise MrgenError(f"{path.name}: there is no such file: check the path")
+        raise MrgenError(f"{path.name or path}: is a folder, expected a scan: name the files in it one by one")
+    check_file(path, "a scan")
     with path.open("rb") as file:
         head = file.read(_HEAD)
     if h5py.is_hdf5(path):

@@ -18,12 +18,12 @@ from mrgen.errors import MrgenError
 from mrgen.physics.espirit import espirit_maps
 from mrgen.physics.fourier import centre_crop, centre_pad, ifft2c
 from mrgen.physics.masks import acs_lines, acs_region, fastmri_rng, sampling_mask
-from mrgen.physics.noise import background_covariance, covariance, edge_covariance, whiten, whitening_matrix
+from mrgen.physics.noise import background_covariance, covariance, undersampled_covariance, whiten, whitening_matrix
 from mrgen.scans.scan import Scan, Slice
 from mrgen.settings import Sampling
 
-NOISE_SCAN, BACKGROUND, EDGE = "noise scan", "image background", "k-space edge (an upper bound)"
-_SMALLEST_ACS, _LINES, _READOUTS = 4, 24, 48  # calibration region: at least, and at most, so many samples
+NOISE_SCAN, BACKGROUND = "noise scan", "image background"
+_SMALLEST_ACS, CALIBRATION_LINES, _READOUTS = 4, 24, 48  # calibration region: at least, and at most, so many samples
 
 
 def default_center_fraction(acceleration: float) -> float:
@@ -63,7 +63,7 @@ def noise_covariance(raw: Tensor, mask: Tensor | None, noise: Tensor | None = No
     if noise is not None:
         return covariance(noise.to(raw)), NOISE_SCAN
     if mask is not None:
-        return edge_covariance(raw * mask, mask), EDGE
+        return undersampled_covariance(raw * mask.to(raw.device), mask.to(raw.device))
     return background_covariance(raw) / _measured(raw).mean(), BACKGROUND
 
 
@@ -82,7 +82,7 @@ def _central(n: int, lines: slice, most: int) -> slice:
     return slice(max(lines.start, n // 2 - most // 2), min(lines.stop, n // 2 - most // 2 + most))
 
 
-def _calibration_region(sampled: Tensor, rows: int) -> tuple[slice, slice]:
+def calibration_region(sampled: Tensor, rows: int) -> tuple[slice, slice]:
     """Rows and columns of the fully sampled centre, from a mask (kx,) or (ky, kx). Raises MrgenError without one."""
     region = (slice(0, rows), acs_lines(sampled)) if sampled.ndim == 1 else acs_region(sampled)
     height, width = (s.stop - s.start for s in region)
@@ -100,6 +100,24 @@ def _embed(centre: Tensor, shape: tuple[int, int]) -> Tensor:
     """Calibration data (coil, ay, ax) on the grid of the k-space; what reaches beyond it is cut off."""
     inner = min(centre.shape[-2], shape[0]), min(centre.shape[-1], shape[1])
     return centre_pad(centre_crop(centre, inner), shape)
+
+
+def calibration_data(raw: Tensor, sampled: Tensor, calibration: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The fully sampled centre of k-space on the grid of `raw` (coil, ky, kx), and its part for ESPIRiT (coil, ay, ax).
+
+    `sampled` is the mask, (kx,) or (ky, kx); `calibration` (coil, ay, ax) replaces the centre of `raw`. Raises
+    MrgenError where fewer than 4 lines are fully sampled and there is no `calibration`.
+    """
+    n_y, n_x = raw.shape[-2:]
+    if calibration is None:
+        rows, columns = calibration_region(sampled, n_y)
+        centre = torch.zeros_like(raw)
+        centre[:, rows, columns] = raw[:, rows, columns]
+        return centre, raw[:, _central(n_y, rows, _READOUTS), _central(n_x, columns, CALIBRATION_LINES)]
+    apart = calibration.to(raw)
+    a_y, a_x = apart.shape[-2:]
+    rows, columns = _central(a_y, slice(0, a_y), _READOUTS), _central(a_x, slice(0, a_x), CALIBRATION_LINES)
+    return _embed(apart, (n_y, n_x)), apart[:, rows, columns]
 
 
 def prepare_slice(
@@ -135,15 +153,7 @@ def prepare_slice(
         raise MrgenError(f"{error} ({noise_from}): mrgen needs k-space as measured, not denoised or masked") from None
     whitened = whiten(raw, matrix)
 
-    if calibration is None:
-        rows, columns = _calibration_region(sampled, n_y)
-        centre = torch.zeros_like(raw)
-        centre[:, rows, columns] = raw[:, rows, columns]
-        acs = raw[:, _central(n_y, rows, _READOUTS), _central(n_x, columns, _LINES)]
-    else:
-        centre = _embed(calibration.to(raw), (n_y, n_x))
-        a_y, a_x = calibration.shape[-2:]
-        acs = calibration.to(raw)[:, _central(a_y, slice(0, a_y), _READOUTS), _central(a_x, slice(0, a_x), _LINES)]
+    centre, acs = calibration_data(raw, sampled, calibration)
     maps, _ = espirit_maps(whiten(acs, matrix)[None], (n_y, n_x), 1.0)
 
     whitened = whiten(raw, matrix)
@@ -202,7 +212,7 @@ def calibration_centre(scan: Scan, index: int) -> Tensor:
         raise MrgenError(f"the calibration scan has {scan.slices} slices, expected slice {index} or a single one")
     raw = scan.read_slice(index)
     n_y, n_x = raw.shape[-2:]
-    rows, columns = _calibration_region(_measured(raw) if scan.mask is None else scan.mask, n_y)
+    rows, columns = calibration_region(_measured(raw) if scan.mask is None else scan.mask, n_y)
     # what is kept lies symmetrically around the centre of k-space, so that it can be embedded in another matrix
     half = [min(m // 2 - s.start, s.stop - m // 2) for m, s in zip((n_y, n_x), (rows, columns), strict=True)]
     return raw[:, n_y // 2 - half[0] : n_y // 2 + half[0], n_x // 2 - half[1] : n_x // 2 + half[1]]

@@ -154,7 +154,7 @@ def _flagged(heads: NDArray[np.void], *flags: str) -> NDArray[np.bool_]:
 
 def _rotations(quaternions: NDArray[np.floating]) -> NDArray[np.floating]:
     """Directions (readout, phase, slice) in the rows of (n, 3, 3), of unit quaternions (n, 4) with the scalar first."""
-    w, x, y, z = quaternions.astype(np.float64).T
+    w, x, y, z = quaternions.astype(np.float64).clip(-2, 2).T  # beyond 1 they are damaged
     phase = np.stack([1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w)], axis=1)
     readout = np.stack([2 * (x * y - z * w), 1 - 2 * (x * x + z * z), 2 * (y * z + x * w)], axis=1)
     across = np.stack([2 * (x * z + y * w), 2 * (y * z - x * w), 1 - 2 * (x * x + y * y)], axis=1)

@@ -107,3 +107,15 @@ def test_a_dead_coil_stays_quiet() -> None:
 def test_zero_and_broken_covariances_are_refused(bad: Tensor) -> None:
     with pytest.raises(ValueError, match="zero or not finite"):
         whitening_matrix(bad.to(torch.complex64))
+
+
+def test_edge_covariance_of_points_is_that_of_the_noise_far_out() -> None:
+    generator = torch.Generator().manual_seed(11)
+    mix = torch.tensor([[1.0, 0], [0.5, 2.0]]) + 0j
+    noise = torch.einsum("dc,cyx->dyx", mix, torch.randn(2, 160, 128, dtype=torch.complex64, generator=generator))
+    y, x = ((torch.arange(n) - n // 2) / (n / 2) for n in (160, 128))
+    inner = ((y[:, None].square() + x.square()) < 0.5).float()
+    mask = (torch.rand(160, 128, generator=generator) < 0.4).float()
+    found = edge_covariance((noise + 1000 * inner) * mask, mask)
+    expected = mix @ mix.mH
+    assert float((found - expected).norm() / expected.norm()) < 0.1

@@ -1,13 +1,15 @@
-"""Training data: prepared once, without a line that was not sampled, in batches that a step number determines."""
+"""Batches: determined by a step number, loaded ahead, and padded so that the physics does not change."""
 
 from __future__ import annotations
 
 import itertools
-import os
-from collections.abc import Callable
-from dataclasses import replace
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,160 +17,31 @@ from torch import Tensor
 from mrgen.errors import MrgenError
 from mrgen.physics.masks import sampling_mask, sampling_probability
 from mrgen.physics.operators import sense
-from mrgen.prior.data import CachedSlices, Item, TrainingSet, gsure_weights, item_of
-from mrgen.prior.files import read_safetensors
+from mrgen.prior.cache import CachedScan, Entry, write_scan
+from mrgen.prior.data import AHEAD, Item, StoredItem, TrainingSet, item_of
 from mrgen.prior.objectives import CleanBatch, MeasuredBatch, gsure_fourier, gsure_sense
-from mrgen.scans.fastmri import open_fastmri
-from mrgen.scans.prepare import undersampling_mask
 from mrgen.scans.scan import Slice
-from mrgen.settings import Protocol, Sampling, Training
-
-SHAPE = (48, 40)
-PROTOCOL = Protocol(
-    description="test", anatomy="phantom", sampling=Sampling(acceleration=(2.0, 3.0), center_fraction=0.2)
-)
+from mrgen.settings import Sampling, Training
 
 
-def items(data: TrainingSet) -> list[Item]:
-    assert isinstance(data.items, CachedSlices)
-    return list(data.items)
-
-
-@pytest.fixture
-def folder(write_scan: Callable[..., Path], phantom: Callable[..., Tensor]) -> Path:
-    """Two fully sampled scans of 2 and 3 slices."""
-    for number in range(2):
-        kspace = phantom(slices=2 + number, coils=4 + number, shape=SHAPE)
-        path = write_scan(f"scan{number}.h5", kspace=kspace)
-    return path.parent
-
-
-@pytest.fixture
-def prepare(folder: Path) -> Callable[..., tuple[TrainingSet, int]]:
-    """The set of `folder`, and how many slices were prepared for it."""
-
-    def call(protocol: Protocol = PROTOCOL, cache: str = "cache") -> tuple[TrainingSet, int]:
-        said: list[str] = []
-        data = TrainingSet.from_folder(folder, protocol, folder / cache, said.append)
-        return data, int(said[-1].split(",")[1].split()[0])
-
-    return call
-
-
-def test_a_slice_is_prepared_once_with_one_mask(prepare, folder) -> None:
-    data, made = prepare()
-    assert (made, len(data.shapes), set(data.shapes)) == (5, 5, {SHAPE})
-    masks = [i.mask for i in items(data)]
-    assert len({tuple(m.tolist()) for m in masks}) > 1
-    stamps = [f.stat().st_mtime_ns for f in data.items.files]
-
-    again, made = prepare()
-    assert made == 0
-    assert again.fingerprint == data.fingerprint
-    assert [f.stat().st_mtime_ns for f in again.items.files] == stamps
-
-    elsewhere, made = prepare(cache="other")
-    assert made == 5
-    for one, two in zip(items(data), items(elsewhere), strict=True):
-        assert torch.equal(one.mask, two.mask)
-        assert torch.equal(one.kspace, two.kspace)
-        assert torch.equal(one.maps, two.maps)
-
-
-def test_masks_are_those_of_the_protocol(prepare, folder) -> None:
-    data, _ = prepare()
-    scan = open_fastmri(folder / "scan0.h5")
-    for index, item in enumerate(items(data)[:2]):
-        allowed = [undersampling_mask(scan, PROTOCOL.sampling, r, PROTOCOL.training.seed, index) for r in (2.0, 3.0)]
-        r = next(r for r, mask in zip((2.0, 3.0), allowed, strict=True) if torch.equal(mask, item.mask))
-        torch.testing.assert_close(1 / item.weights, sampling_probability("equispaced-any-offset", 40, r, 0.2))
-
-
-def test_only_what_changed_is_prepared_anew(prepare, folder) -> None:
-    data, _ = prepare()
-    stat = (folder / "scan1.h5").stat()
-    os.utime(folder / "scan1.h5", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    touched, made = prepare()
-    assert made == 3
-    assert touched.fingerprint != data.fingerprint
-    assert touched.items.files[:2] == data.items.files[:2]
-    other = PROTOCOL.model_copy(update={"sampling": PROTOCOL.sampling.model_copy(update={"center_fraction": 0.25})})
-    assert prepare(other)[1] == 5
-    assert prepare(other)[1] == 0
-    longer = PROTOCOL.model_copy(update={"training": PROTOCOL.training.model_copy(update={"steps": 7})})
-    assert prepare(longer)[1] == 0  # what does not enter the data does not ask for new data
-
-
-def test_nothing_of_an_unsampled_line_is_stored(prepare, folder) -> None:
-    data, _ = prepare()
-    for file, item in zip(data.items.files, items(data), strict=True):
-        stored, metadata = read_safetensors(file)
-        sampled = int(item.mask.sum())
-        assert {k: tuple(v.shape) for k, v in stored.items()} == {
-            "lines": (len(item.maps), SHAPE[0], sampled),
-            "mask": (SHAPE[1],),
-            "maps": (len(item.maps), *SHAPE),
-            "weights": (SHAPE[1],),
-        }
-        assert set(metadata) == {"format", "sigma0"}
-        assert (item.kspace * (1 - item.mask)).abs().max() == 0
-        assert item.kspace[..., item.mask.bool()].abs().min() > 0
-
-
-def test_unsampled_lines_cannot_change_an_item(
-    monkeypatch: pytest.MonkeyPatch, write_scan: Callable[..., Path], phantom: Callable[..., Tensor]
-) -> None:
-    """Given the noise covariance (of the receiver, and measured in the background), nothing else leaks."""
-    monkeypatch.setattr("mrgen.scans.prepare.noise_covariance", lambda raw, mask: (4e-4 * torch.eye(4) + 0j, "known"))
-    kspace = phantom(coils=4, shape=SHAPE)
-    path = write_scan("scan.h5", kspace=kspace)
-    first = items(TrainingSet.from_folder(path.parent, PROTOCOL, path.parent / "a", lambda _: None))[0]
-    spoiled = torch.where(first.mask.bool(), kspace, 100 * torch.randn(kspace.shape, dtype=torch.complex64))
-    write_scan("scan.h5", kspace=spoiled)
-    second = items(TrainingSet.from_folder(path.parent, PROTOCOL, path.parent / "b", lambda _: None))[0]
-    assert torch.equal(first.kspace, second.kspace)
-    assert torch.equal(first.maps, second.maps)
-    assert torch.equal(first.mask, second.mask)
-    assert first.sigma0 == second.sigma0
-
-
-def test_an_undersampled_scan_is_taken_as_it_is(
-    write_scan: Callable[..., Path], phantom: Callable[..., Tensor]
-) -> None:
-    mask = sampling_mask("equispaced-any-offset", 40, 3.0, 0.2, torch.Generator().manual_seed(3))
-    path = write_scan("scan.h5", kspace=phantom(coils=4, shape=SHAPE) * mask, mask=mask)
-    item = items(TrainingSet.from_folder(path.parent, PROTOCOL, path.parent / "cache", lambda _: None))[0]
-    assert torch.equal(item.mask, mask)
-    torch.testing.assert_close(1 / item.weights, sampling_probability("equispaced-any-offset", 40, 3.0, 0.2))
-
-
-def test_a_folder_without_scans_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(MrgenError, match=r"no \.h5 scans in"):
-        TrainingSet.from_folder(tmp_path, PROTOCOL, tmp_path / "cache")
-
-
-def test_lines_that_are_never_sampled_are_refused_but_for_the_edge() -> None:
-    probability = torch.full((40,), 0.5)
-    probability[[0, 1, 38, 39]] = 0
-    weights = gsure_weights(probability)
-    torch.testing.assert_close(weights[2:38], torch.full((36,), 2.0))
-    assert weights[[0, 1, 38, 39]].max() == 0
-    probability[17] = 0
-    with pytest.raises(MrgenError, match=r"1 of 40 phase-encode lines \(the first is 17\) are never sampled"):
-        gsure_weights(probability)
-
-
-def fake_set(seed: int = 0) -> TrainingSet:
-    """Items of two matrix sizes and of 2 to 4 coils, in memory."""
+def fake_items(coils: int, shape: tuple[int, int], count: int, seed: int = 0) -> list[Item]:
     g = torch.Generator().manual_seed(seed)
     made = []
-    for number in range(11):
-        coils, shape = 2 + number % 3, (8, 6) if number < 7 else (6, 6)
+    for number in range(count):
         maps = torch.randn(coils, *shape, dtype=torch.complex64, generator=g)
         maps = maps / maps.abs().square().sum(0).sqrt()
-        mask = (torch.rand(6, generator=g) < 0.6).float()
+        mask = (torch.rand(shape[1], generator=g) < 0.6).float()
         y = torch.randn(coils, *shape, dtype=torch.complex64, generator=g) * mask
-        made.append(Item(y, mask, maps, torch.full((6,), 1 / 0.6), 0.1 + 0.01 * number))
+        made.append(Item(y, mask, maps, torch.full((shape[1],), 1 / 0.6), 0.1 + 0.01 * number))
+    return made
+
+
+def fake_set() -> TrainingSet:
+    """Items of two matrix sizes and of 2 to 4 coils, in memory."""
+    made = [
+        replace(fake_items(2 + n % 3, (8, 6) if n < 7 else (6, 6), 1, seed=n)[0], sigma0=0.1 + 0.01 * n)
+        for n in range(11)
+    ]
     return TrainingSet(made, [i.shape for i in made], "fake")
 
 
@@ -263,27 +136,95 @@ def test_clean_images_make_clean_batches_only() -> None:
     assert not hasattr(measured, "image")
 
 
-def test_zero_filled_lines_do_not_change_the_acceleration_that_is_assumed() -> None:
-    """A scan whose outer lines the scanner left out keeps fewer lines than R says; its weights are still R's."""
-    sampling = Sampling(acceleration=(2.0, 3.0, 4.0), center_fraction=0.08)
-    for r in sampling.acceleration:
-        mask = sampling_mask(sampling.pattern, 368, r, 0.08, torch.Generator().manual_seed(0))
-        mask[:34] = mask[-34:] = 0
-        item = item_of(fake_slice(mask), sampling)
-        torch.testing.assert_close(1 / item.weights, sampling_probability(sampling.pattern, 368, r, 0.08))
-
-
-def fake_slice(mask: Tensor) -> Slice:
-    """A slice of which only the mask matters."""
-    empty = torch.zeros(2, 4, len(mask), dtype=torch.complex64)
-    return Slice(empty, mask, empty, 0.1, 1.0, None)
-
-
-def test_a_scan_far_from_the_protocols_acceleration_is_refused() -> None:
-    mask = torch.zeros(64)
-    mask[::8] = 1
-    mask[28:36] = 1
+def test_an_item_has_the_weights_of_its_mask() -> None:
+    mask = sampling_mask("random", 64, 4.0, 0.1, np.random.RandomState(0))
     maps = torch.ones(1, 8, 64, dtype=torch.complex64)
-    slice_ = Slice(torch.zeros_like(maps), mask, maps, 0.1, 1.0, None)
-    with pytest.raises(MrgenError, match="no R of the protocol"):
-        item_of(slice_, Sampling(acceleration=(2.0,), center_fraction=0.08))
+    item = item_of(Slice(maps * mask, mask, maps, 0.1, 1.0, None), Sampling(pattern="random", center_fraction=0.1), 4.0)
+    torch.testing.assert_close(1 / item.weights, sampling_probability("random", 64, 4.0, 0.1))
+    assert (item.sigma0, item.coils, item.shape) == (0.1, 1, (8, 64))
+
+
+class Watched(Sequence[Item]):
+    """The items of `fake_set`, slow by different times; counts how many were asked for, and may have a broken one."""
+
+    def __init__(self, broken: int = -1) -> None:
+        self.items, self.broken, self.asked = fake_set().items, broken, 0
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Item:  # type: ignore[override]
+        self.asked += 1
+        if index == self.broken:
+            raise MrgenError("broken")
+        time.sleep(0.002 * (index % 3))
+        return self.items[index]  # type: ignore[return-value]
+
+
+def watched(broken: int = -1) -> tuple[Watched, TrainingSet]:
+    items = Watched(broken)
+    return items, TrainingSet(items, fake_set().shapes, "watched")
+
+
+def loaders() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name.startswith("batches")]
+
+
+def test_the_next_batches_are_loaded_while_one_is_used_and_no_more() -> None:
+    items, data = watched()
+    sizes = [len(batch) for batch in data.epoch(0, 3, seed=1)]
+    batches = data.batches(0, 3, seed=1)
+    assert items.asked == 0
+    next(batches)
+    deadline = time.monotonic() + 20
+    while items.asked < sum(sizes[: 1 + AHEAD]) and time.monotonic() < deadline:
+        time.sleep(0.01)  # no other batch is asked for
+    time.sleep(0.05)
+    assert items.asked == sum(sizes[: 1 + AHEAD])
+    batches.close()  # type: ignore[attr-defined]
+    assert loaders() == []
+
+
+def test_threads_do_not_change_the_order() -> None:
+    plain = list(itertools.islice(fake_set().batches(3, 3, seed=1), 15))
+    for one, two in zip(plain, watched()[1].batches(3, 3, seed=1), strict=False):
+        assert isinstance(one, MeasuredBatch)
+        assert isinstance(two, MeasuredBatch)
+        assert torch.equal(one.kspace, two.kspace)
+
+
+def test_an_item_that_cannot_be_loaded_stops_its_batch_and_the_threads() -> None:
+    order = fake_set().epoch(0, 3, seed=1)
+    _, data = watched(broken=order[2][0])
+    batches = data.batches(0, 3, seed=1)
+    assert [len(next(batches).sigma0) for _ in range(2)] == [len(b) for b in order[:2]]  # type: ignore[union-attr]
+    with pytest.raises(MrgenError, match="broken"):
+        next(batches)
+    assert loaders() == []
+
+
+def test_stored_items_make_the_batches_of_items_in_memory(tmp_path: Path) -> None:
+    sampling = Sampling(pattern="random", acceleration=(2.0,), center_fraction=0.2)
+    made: list[Item] = []
+    scans = []
+    for coils in (2, 4):
+        slices = [Slice(i.kspace, i.mask, i.maps, i.sigma0, 1.0, None) for i in fake_items(coils, (16, 20), 3)]
+        write_scan(tmp_path / f"{coils}.h5", [Entry(n, 2.0, s) for n, s in enumerate(slices)], {"left_out": {}})
+        scans.append(CachedScan.open(tmp_path / f"{coils}.h5"))
+        made += [item_of(s, sampling, 2.0) for s in slices]
+    stored = [StoredItem(scan, n, sampling) for scan in scans for n in range(3)]
+    for indices in ([5, 0, 3], [1, 2]):
+        one, two = (TrainingSet(i, [(16, 20)] * 6, "").collate(indices) for i in (made, stored))
+        for field in fields(MeasuredBatch):
+            assert torch.equal(getattr(one, field.name), getattr(two, field.name))
+
+
+@pytest.mark.gpu
+def test_a_gpu_gets_the_same_batches() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no NVIDIA GPU here")
+    for one, two, _ in zip(fake_set().batches(0, 3, 1), fake_set().batches(0, 3, 1, "cuda"), range(30), strict=False):
+        for field in fields(MeasuredBatch):
+            here, there = getattr(one, field.name), getattr(two, field.name)
+            assert there.device.type == "cuda"
+            assert torch.equal(here, there.cpu())

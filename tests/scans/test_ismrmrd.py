@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import reading
 import torch
-from conftest import make_kspace
 from hypothesis import given
 from hypothesis import strategies as st
-from test_fuzz import survive
+from synthetic import make_kspace
+from test_damaged_files import survive
 
 from mrgen.errors import MrgenError
 from mrgen.physics.espirit import espirit_maps
@@ -55,7 +55,7 @@ def xml(enc, rec=None, *, fov=None, rec_fov=None, centre=None, last=None, trajec
     depth = f"<minimum>0</minimum><maximum>{enc[2] - 1}</maximum><center>{enc[2] // 2}</center>"
     return (
         '<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><subjectInformation><patientName>Doe^Jane</patientName>'
-        "<patientID>4711</patientID></subjectInformation><acquisitionSystemInformation>"
+        "<patientID>Q4711Z</patientID></subjectInformation><acquisitionSystemInformation>"
         "<systemFieldStrength_T>3.0</systemFieldStrength_T><relativeReceiverNoiseBandwidth>0.8"
         "</relativeReceiverNoiseBandwidth><institutionName>Somewhere</institutionName></acquisitionSystemInformation>"
         f"<encoding>{space('encodedSpace', enc, fov)}{space('reconSpace', rec, rec_fov)}<encodingLimits>"
@@ -428,7 +428,7 @@ def test_reading_leaks_no_file_handle_and_the_scan_can_be_sent(write, kspace):
 
 def test_nothing_that_identifies_a_person_stays_in_the_scan(write, kspace):
     scan = open_ismrmrd(write(lines_of(kspace), xml((32, 24))))
-    for secret in ("Doe", "4711", "Somewhere"):
+    for secret in ("Doe", "Q4711Z", "Somewhere"):
         assert secret not in repr(scan) + scan.header + str(pickle.dumps(scan))
 
 
@@ -510,7 +510,7 @@ def test_a_prospectively_accelerated_scan_is_reconstructed_without_aliasing(phan
     low = torch.nn.functional.interpolate(low[None, None], size=(192, 144))[0, 0] / low.max()
     ghosts = ((low.roll(48, 1) > 0.1) | (low.roll(-48, 1) > 0.1)) & (low < 0.03)
     inside = low > 0.1
-    for image, least, most in ((zero_filled(slice_), 0.4, 1.0), (x, 0.0, 0.05)):
+    for image, least, most in ((zero_filled(slice_), 0.3, 1.0), (x, 0.0, 0.05)):
         assert least < float(image.abs()[ghosts].mean() / image.abs()[inside].mean()) < most
 
     outer = third.bool() & ((torch.arange(144) - 72).abs() > 30)  # where the maps' errors are below the noise
@@ -558,6 +558,7 @@ def survives(path):
 
 @reading.fuzz
 @given(data=st.data())
+@pytest.mark.damage
 def test_truncated_files_are_refused(folder, data):
     (folder / "cut.h5").write_bytes(good(folder)[: data.draw(st.integers(0, len(good(folder)) - 1), "length")])
     refuse(folder / "cut.h5", ": ")
@@ -565,6 +566,7 @@ def test_truncated_files_are_refused(folder, data):
 
 @reading.fuzz
 @given(data=st.data())
+@pytest.mark.damage
 def test_flipped_bytes_never_crash(folder, data):
     content = bytearray(good(folder))
     near = st.integers(0, min(len(content), 8192) - 1)  # where the metadata are
@@ -593,6 +595,7 @@ VECTORS = ["sample_time_us", "position", "read_dir", "phase_dir", "slice_dir"]
         max_size=4,
     )
 )
+@pytest.mark.damage
 def test_absurd_heads_never_crash(folder, edits):
     (folder / "heads.h5").write_bytes(good(folder))
     with h5py.File(folder / "heads.h5", "r+") as file:
@@ -613,6 +616,7 @@ def test_absurd_heads_never_crash(folder, edits):
         ["-1", "0", "1", "15", "17", "64", "65535", "1e9", "nan", "inf", "1e-300", "", "many", "9" * 5000]
     ),
 )
+@pytest.mark.damage
 def test_absurd_headers_never_crash(folder, name, axis, text):
     header = xml((16, 16), more=mode("separate"))
     number = rf"(<{name}>[^/]*?<{axis}>)[\d.]+" if f"<{name}><x>" in header else rf"(<{name}>)[\d.]+"
@@ -627,6 +631,7 @@ def test_absurd_headers_never_crash(folder, name, axis, text):
     name=st.sampled_from(["xml", "data", "head", "idx", "flags", "position", "samples"]),
     kind=st.sampled_from(["missing", "i8", "f4", "S3", "c8", "group", "empty", "two axes", "nan", "short", "zeros"]),
 )
+@pytest.mark.damage
 def test_wrong_types_and_missing_parts_never_crash(folder, name, kind):
     (folder / "parts.h5").write_bytes(good(folder))
     with h5py.File(folder / "parts.h5", "r+") as file:

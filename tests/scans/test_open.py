@@ -5,6 +5,7 @@ import struct
 import tarfile
 import zlib
 from functools import partial
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -13,6 +14,7 @@ import reading
 import torch
 from reading import slices_of, write_cfl
 
+from mrgen.scans import files
 from mrgen.scans.open import READERS, open_scan
 
 refuse = partial(reading.refuse, open_scan)
@@ -108,7 +110,12 @@ def test_hdf5_files_of_other_kinds_list_what_they_hold(tmp_path):
     refuse(tmp_path / "empty.h5", "but nothing")
 
 
-def test_paths_that_are_no_file_are_refused(tmp_path):
+def test_paths_that_are_no_file_are_refused(tmp_path, monkeypatch):
+    refuse(Path("."), r"\.: is a folder")
+    refuse(Path("/"), "/: is a folder")
+    (tmp_path / "secret.h5").touch()
+    monkeypatch.setattr(files.os, "access", lambda path, mode: False)
+    refuse(tmp_path / "secret.h5", "you may not read this file")
     refuse(tmp_path, "is a folder, expected a scan: name the files in it")
     refuse(tmp_path / "none.h5", "there is no such file")
     refuse(tmp_path / "none.hdr", "there is no such file")

@@ -9,11 +9,11 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import make_header
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from reading import fuzz, slices_of, write_cfl
+from synthetic import make_header
 
 from mrgen.physics.fourier import centre_crop, ifft2c
 from mrgen.scans.open import open_scan

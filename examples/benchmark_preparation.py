@@ -1,0 +1,159 @@
+"""Slices prepared per second, and whether loading keeps up with training, for raw data of 640 x 368 with 15 coils.
+
+    python examples/benchmark_preparation.py -o runs/benchmark --sigpy            # on the CPU, minutes
+    python examples/benchmark_preparation.py -o runs/benchmark --device cuda      # on a GPU, below a minute
+
+One run measures everything side by side. To prepare a slice is to find its noise covariance, whiten it, undersample it
+(R = 4) and estimate coil maps. With --sigpy a slice is prepared on the CPU by mrgen and by sigpy, which is given the
+covariance, whitens and estimates maps. Then batches of 16 prepared slices are loaded from the cache, with its file in
+memory and dropped from memory before (which some file systems ignore). On a GPU, a prior is trained with batches from
+the cache and with batches that lie on the GPU already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from statistics import median
+
+import h5py
+import torch
+from sigpy.mri import whiten
+from sigpy.mri.app import EspiritCalib
+
+from mrgen.physics.fourier import fft2c, grid
+from mrgen.prior.data import Item, StoredItem, TrainingSet, item_of
+from mrgen.prior.train import train
+from mrgen.scans.open import open_scan
+from mrgen.scans.prepare import noise_covariance, prepare_slice, undersampling_mask
+from mrgen.settings import Network, Protocol, Sampling, Training
+
+COILS, SHAPE, SIGMA, BATCH = 15, (640, 368), 0.01, 16
+PROTOCOL = Protocol(
+    description="benchmark",
+    anatomy="ellipse",
+    sampling=Sampling(acceleration=(4.0,), center_fraction=0.08),
+    network=Network(widths=(64, 96, 128, 192)),
+    training=Training(basis="sense", batch=BATCH),
+)
+
+
+def write_raw(path: Path, slices: int) -> None:
+    """An ellipse seen by smooth coils; every slice has its own noise."""
+    y, x = grid(SHAPE)
+    angles = (2 * torch.pi * torch.arange(COILS) / COILS)[:, None, None]
+    near = torch.exp(-((y - angles.sin()) ** 2) - (x - angles.cos()) ** 2 + 1j * (y + x * angles.cos()))
+    clean = fft2c(near * ((y / 0.6) ** 2 + (x / 0.7) ** 2 < 1))
+    generator = torch.Generator().manual_seed(0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        kspace = file.create_dataset("kspace", (slices, *clean.shape), "c8", chunks=(1, *clean.shape))
+        for index in range(slices):
+            noise = torch.randn(clean.shape, dtype=torch.complex64, generator=generator)
+            kspace[index] = (clean + SIGMA * noise).numpy()
+
+
+def seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def preparation(scan_file: Path, devices: Sequence[str], sigpy: bool) -> None:
+    scan = open_scan(scan_file)
+    raw, mask = scan.read_slice(0), undersampling_mask(scan, PROTOCOL.sampling, 4.0, 0, 0)
+
+    def ours(device: str) -> None:
+        float(prepare_slice(raw.to(device), None, undersample=mask, keep_reference=False).maps[0, 0, 0].abs())  # waits
+
+    def theirs() -> None:
+        whitened = whiten(raw.numpy(), covariance)
+        EspiritCalib(whitened * mask.numpy(), calib_width=24, show_pbar=False).run()
+
+    for device in devices:
+        times = [seconds(lambda device=device: ours(device)) for _ in range(2 if device == "cpu" else 6)]  # type: ignore[misc]
+        print(f"prepare, mrgen on {device}: {1 / median(times[1:]):.3f} slices/s")
+    if sigpy:
+        covariance = noise_covariance(raw, None)[0].numpy()
+        print(f"prepare, sigpy on cpu: {1 / seconds(theirs):.3f} slices/s, {torch.get_num_threads()} threads for both")
+
+
+def forget(file: Path) -> None:
+    """Ask the system to drop the file from memory."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+class FromDisk(StoredItem):
+    """An item whose file is dropped from memory after each use."""
+
+    def load(self, kspace: torch.Tensor, maps: torch.Tensor) -> None:
+        super().load(kspace, maps)
+        forget(self.scan.file)
+
+
+def repeated(items: Sequence[Item | StoredItem], name: str) -> TrainingSet:
+    """A set of two batches at least."""
+    many = [*items] * -(-2 * BATCH // len(items))
+    return TrainingSet(many, [SHAPE] * len(many), name)
+
+
+def loading(data: TrainingSet, device: str) -> None:
+    batches = data.batches(0, BATCH, 0, device)
+    next(batches)
+    begun, count = time.perf_counter(), 6
+    for batch in islice(batches, count):
+        assert batch.kspace.device.type == device  # type: ignore[union-attr]
+    each = (time.perf_counter() - begun) / count
+    files = {item.scan.file: len(item.scan) for item in data.items if isinstance(item, StoredItem)}
+    size = sum(file.stat().st_size for file in files) / sum(files.values()) / 1e6
+    print(f"load, {data.fingerprint}, to {device}: {each:.2f} s a batch, {BATCH * size / each:.0f} MB/s of files")
+
+
+def training(data: TrainingSet, out: Path, device: str, steps: int = 10) -> float:
+    """Seconds per step: a long run less a short one, which leaves out start and end, after one that warms up."""
+
+    def run(count: int) -> None:
+        train(data, PROTOCOL, out, device=device, resume=False, steps=count, report=lambda _: None)
+
+    _, short, long = (seconds(lambda count=count: run(count)) for count in (2, 2, 2 + steps))  # type: ignore[misc]
+    return (long - short) / steps
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for scan, cache and prior, 2 GB")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--sigpy", action="store_true", help="compare with sigpy, on the CPU")
+    args = parser.parse_args()
+    folder, cache, device = args.out / "scans", args.out / "cache", args.device
+    slices = 2 if device == "cpu" else BATCH
+    scan_file = folder / "scan.h5"
+    write_raw(scan_file, slices)
+    preparation(scan_file, sorted({device, "cpu"} if args.sigpy else {device}), args.sigpy)
+
+    begun = time.perf_counter()
+    stored = TrainingSet.from_folder(folder, PROTOCOL, cache, device=device).items
+    print(f"prepare into the cache, on {device}: {slices / (time.perf_counter() - begun):.3f} slices/s")
+
+    items = [item for item in stored if isinstance(item, StoredItem)]
+    warm = repeated(items, "from memory")
+    cold = repeated([FromDisk(i.scan, i.n, i.sampling) for i in items], "from the disk")
+    for data in (warm, cold):
+        loading(data, device)
+    if device != "cpu":
+        on_gpu = [item_of(i.scan.read(i.n).to(device), i.sampling, 4.0) for i in items]
+        resident = training(repeated(on_gpu, "on the GPU"), args.out / "prior.safetensors", device)
+        print(f"train, batches on the GPU: {1 / resident:.2f} steps/s, batch {BATCH}, SENSE basis")
+        for data in (warm, cold):
+            own = training(data, args.out / "prior.safetensors", device)
+            print(f"train, {data.fingerprint}: {1 / own:.2f} steps/s, {resident / own:.1%} of that")
+
+
+if __name__ == "__main__":
+    main()

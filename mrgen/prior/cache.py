@@ -1,0 +1,194 @@
+"""Prepared slices on disk: one HDF5 file a scan, which is complete or absent and never changes.
+
+    maps           (slice, coil, y, x) complex64                  a chunk is the maps of one slice
+    samples/<n>    (coil, ky, line) or (coil, point) complex64    kspace[..., mask] of the nth slice
+    mask           (slice, kx) or (slice, ky, kx)                 1 where sampled
+    index          (slice,)                                       number of the slice in its scan
+    acceleration   (slice,)                                       R of the mask; NaN where the scanner undersampled
+    sigma0, scale, noise_from   (slice,)                          as in `Slice`
+    manifest       attribute, JSON                                what all this was made from
+
+The file's name holds a hash of what the manifest says of input and settings, so another input or setting is another
+file. Only what was sampled is stored. Nothing is compressed: of noise in floating point, lzf saves 7 % and takes 13
+times as long to read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from mrgen.errors import MrgenError
+from mrgen.scans.scan import Slice
+
+FORMAT = "mrgen-slices-1"  # count up when preparation gives other slices than before: stored ones are then left alone
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A slice to store."""
+
+    index: int  # its number in the scan
+    acceleration: float | None  # R of the mask that was put on a fully sampled scan
+    slice: Slice
+
+
+def made_from(path: Path, undersampling: dict[str, Any] | None) -> dict[str, Any]:
+    """What decides on the prepared slices of the scan `path`: the file itself and, if any, how it is undersampled."""
+    stat = path.stat()
+    scan = {"name": path.name, "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
+    return {"format": FORMAT, "input": scan, "undersampling": undersampling}
+
+
+def cache_file(cache: Path, source: dict[str, Any]) -> Path:
+    """Where slices made from `source` lie."""
+    digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()
+    return cache / f"{Path(source['input']['name']).stem[:80]}-{digest[:16]}.h5"
+
+
+def write_scan(file: Path, entries: Iterable[Entry], manifest: dict[str, Any]) -> None:
+    """Store slices of equal shape, and `manifest` as it is after the last one was drawn from `entries`.
+
+    The file appears under its name when it is complete and on the disk. Without any entry there is none. Raises
+    MrgenError when it cannot be written.
+    """
+    partial = file.with_name(file.name + ".partial")
+    table: list[tuple[Any, ...]] = []
+    try:
+        with _writing(partial) as h5:
+            for n, entry in enumerate(entries):
+                slice_ = entry.slice
+                mask, maps = slice_.mask.bool().cpu(), slice_.maps.numpy(force=True)
+                if n == 0:
+                    shape = (1, *maps.shape)
+                    h5.create_dataset("maps", shape, maps.dtype, maxshape=(None, *maps.shape), chunks=shape)
+                h5["maps"].resize(n + 1, axis=0)
+                h5["maps"][n] = maps
+                h5[f"samples/{n}"] = slice_.kspace.cpu()[..., mask].numpy()
+                r = math.nan if entry.acceleration is None else entry.acceleration
+                table.append((mask.numpy(), entry.index, r, slice_.sigma0, slice_.scale, slice_.noise_from))
+            columns = zip(*table, strict=True)
+            names = ("mask", "index", "acceleration", "sigma0", "scale", "noise_from")
+            for name, column in zip(names, columns, strict=False):
+                h5[name] = list(column) if name == "noise_from" else np.array(column)
+            h5.attrs["manifest"] = json.dumps(manifest)
+        if table:
+            os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(file: Path) -> Iterator[h5py.File]:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(file, "w") as h5:
+            yield h5
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+    except OSError as error:
+        raise _unwritable(file, error) from None
+
+
+def _unwritable(file: Path, error: OSError) -> MrgenError:
+    reason = str(error).partition("\n")[0]
+    return MrgenError(f"cannot write to the cache {file.parent} ({reason}): make room there, or name another folder")
+
+
+@contextmanager
+def alone(file: Path, patience: float) -> Iterator[bool]:
+    """False where another process is in this block for `file`, and still is after `patience` seconds (-1: waits on).
+
+    The system lets go of the lock, <file>.lock, when a process ends, however it ends. It goes away when the block ends
+    without an exception: then `file` is there, and so the block begins by looking for it. Raises MrgenError where the
+    folder cannot be written.
+    """
+    lock = FileLock(f"{file}.lock")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        held = lock.acquire(timeout=patience)
+    except Timeout:
+        yield False
+        return
+    except OSError as error:
+        raise _unwritable(file, error) from None
+    with held:
+        yield True
+    with suppress(OSError):
+        os.unlink(lock.lock_file)
+
+
+@dataclass(frozen=True)
+class CachedScan:
+    """The slices of one file. It is open only while something is read, so this can be shared by threads and forks."""
+
+    file: Path
+    manifest: dict[str, Any]
+    shape: tuple[int, int, int]  # coil, y, x
+    mask: Tensor  # (slice, kx) or (slice, ky, kx), float
+    index: list[int]
+    acceleration: list[float | None]
+    sigma0: list[float]
+    scale: list[float]
+    noise_from: list[str]
+
+    @classmethod
+    def open(cls, file: Path) -> CachedScan:
+        """All of a file but its large arrays. Raises MrgenError for one that is damaged."""
+        with _reading(file) as h5:
+            return cls(
+                file,
+                json.loads(h5.attrs["manifest"]),
+                h5["maps"].shape[1:],
+                torch.from_numpy(h5["mask"][()]).float(),
+                h5["index"][()].tolist(),
+                [None if math.isnan(r) else r for r in h5["acceleration"][()].tolist()],
+                h5["sigma0"][()].tolist(),
+                h5["scale"][()].tolist(),
+                h5["noise_from"].asstr()[()].tolist(),
+            )
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Slices of the scan that could not be prepared, by number, and why."""
+        slices: dict[str, str] = self.manifest["left_out"]
+        return slices
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def load(self, n: int, kspace: Tensor, maps: Tensor) -> None:
+        """Write k-space and maps of the nth slice that is stored into contiguous (coil, y, x). Raises MrgenError."""
+        with _reading(self.file) as h5:
+            h5["maps"].read_direct(maps.numpy(), np.s_[n])
+            samples = torch.from_numpy(h5[f"samples/{n}"][()])
+        kspace.zero_()[..., self.mask[n].bool()] = samples
+
+    def read(self, n: int) -> Slice:
+        """The nth slice that is stored, as it was prepared, without a reference. Raises MrgenError."""
+        kspace, maps = torch.empty(2, *self.shape, dtype=torch.complex64)
+        self.load(n, kspace, maps)
+        return Slice(kspace, self.mask[n], maps, self.sigma0[n], self.scale[n], None, self.noise_from[n])
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[h5py.File]:
+    try:
+        with h5py.File(file, "r", locking=False) as h5:  # it never changes: no need for what some file systems lack
+            yield h5
+    except (OSError, KeyError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise MrgenError(f"{file} cannot be read ({reason}): delete it, and it is prepared again") from None
