@@ -13,6 +13,7 @@ from torch import Tensor
 from mrgen.physics.espirit import espirit_maps
 from mrgen.physics.fourier import centre_crop, fft2c, ifft2c
 from mrgen.physics.noise import background_covariance, whiten, whitening_matrix
+from mrgen.physics.operators import CoilSets
 
 COILS, SHAPE, SIGMA = 8, (64, 56), 0.01
 HEAD = Path(__file__).parents[2] / "examples/data/brain.h5"
@@ -62,13 +63,16 @@ def test_at_least_as_close_to_the_truth_as_sigpy() -> None:
 def test_maps_have_unit_norm_and_the_phase_of_the_dominant_virtual_coil() -> None:
     kspace, _, body = simulated()
     maps, _ = ours(kspace)
-    torch.testing.assert_close(maps.norm(dim=0), torch.ones(SHAPE))
+    norm = maps.norm(dim=0)
+    torch.testing.assert_close(norm, (norm > 0).float())
+    assert norm[body].min() > 0
+    assert float((norm > 0)[~body].float().mean()) < 0.7  # most of the rest has no signal to reach 3 times the noise
     inside = body[1:] & body[:-1]
     assert float((maps[:, 1:] - maps[:, :-1]).norm(dim=0)[inside].max()) < 0.08
     coil = torch.linalg.svd(centre_crop(kspace, (24, 24)).flatten(1), full_matrices=False)[0][:, 0]
     virtual = torch.einsum("c,cyx->yx", coil.conj(), maps)
-    phase = virtual / virtual.abs()
-    assert float((phase - phase[0, 0]).abs().max()) < 1e-2
+    phase = (virtual / virtual.abs())[norm > 0]
+    assert float((phase - phase[0]).abs().max()) < 1e-2
 
 
 def test_eigenvalue_tells_the_object_from_the_background() -> None:
@@ -105,10 +109,43 @@ def test_few_lines_still_give_maps() -> None:
     assert float(disagreement(maps[0], truth)[body].mean()) < 1e-3
 
 
-def test_pure_noise_gives_finite_unit_maps() -> None:
+def test_pure_noise_has_no_support_but_finite_maps() -> None:
     noise = torch.randn(1, COILS, 24, 24, dtype=torch.complex64, generator=torch.Generator().manual_seed(1))
-    maps, _ = espirit_maps(noise, SHAPE, 1.0)
+    assert espirit_maps(noise, SHAPE, 1.0)[0].abs().max() == 0
+    maps, _ = espirit_maps(noise, SHAPE, 1.0, least_snr=0)
     torch.testing.assert_close(maps.norm(dim=1), torch.ones(1, *SHAPE))
+
+
+def test_the_bound_on_the_signal_holds_where_the_signal_is() -> None:
+    """A point source s times the noise of an image has an eigenvalue of at least 1 - 1 / s^2, less what noise adds."""
+    kspace, _, body = simulated()
+    eigenvalue = ours(kspace)[1]
+    assert float((1 - eigenvalue).clamp_min(1e-9).rsqrt()[body].min()) > 3
+    assert float(eigenvalue.max()) <= 1 + 1e-5
+
+
+def test_two_sets_of_maps_explain_a_wrapped_object_and_one_does_not() -> None:
+    kspace, _, _ = simulated()
+    wrapped = kspace[..., ::2].contiguous()  # half the field of view: two places share a pixel
+    shape = (wrapped.shape[-2], wrapped.shape[-1])
+    acs = centre_crop(wrapped, (24, 24))[None]
+    x, left = ifft2c(wrapped), {}
+    for sets in (1, 2):
+        maps, eigenvalue = espirit_maps(acs, shape, SIGMA, sets=sets)
+        assert maps.shape == (1, sets, COILS, *shape)
+        operator = CoilSets(maps[0])
+        left[sets] = float((x - operator.forward(operator.adjoint(x))).norm() / x.norm())
+    assert bool((eigenvalue[:, 0] >= eigenvalue[:, 1]).all())
+    inner = (maps[0, 0].conj() * maps[0, 1]).sum(0).abs()
+    assert float(inner.max()) < 1e-3  # orthogonal, so that the sum of both projections is one
+    noise = SIGMA * x.numel() ** 0.5 / float(x.norm())
+    assert left[2] < 1.02 * noise  # nothing but noise
+    assert left[1] > 1.1 * noise
+
+
+def test_more_sets_than_coils_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected 1 to 2 sets of maps"):
+        espirit_maps(torch.ones(1, 2, 24, 24, dtype=torch.complex64), SHAPE, SIGMA, sets=3)
 
 
 @pytest.mark.parametrize("size", [(3, 24), (24, 3), (2, 2)])

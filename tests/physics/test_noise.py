@@ -5,7 +5,15 @@ import torch
 from torch import Tensor
 
 from mrgen.physics.fourier import fft2c
-from mrgen.physics.noise import background_covariance, covariance, edge_covariance, whiten, whitening_matrix
+from mrgen.physics.noise import (
+    background_covariance,
+    covariance,
+    edge_covariance,
+    readout_covariance,
+    undersampled_covariance,
+    whiten,
+    whitening_matrix,
+)
 
 COILS = 4
 
@@ -119,3 +127,35 @@ def test_edge_covariance_of_points_is_that_of_the_noise_far_out() -> None:
     found = edge_covariance((noise + 1000 * inner) * mask, mask)
     expected = mix @ mix.mH
     assert float((found - expected).norm() / expected.norm()) < 0.1
+
+
+@pytest.mark.parametrize("r", [4, 8])
+def test_rows_beside_the_object_tell_the_noise_of_an_undersampled_scan(r: int) -> None:
+    generator = torch.Generator().manual_seed(r)
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 320), torch.linspace(-1, 1, 256), indexing="ij")
+    image = ((y / 0.7) ** 2 + (x / 0.7) ** 2 < 1) * (1 + 0.5 * torch.cos(9 * x))
+    maps = torch.stack(
+        [torch.exp(-((y - a) ** 2 + (x - b) ** 2) / 2 + 1j * b * y) for a, b in ((1, 0), (0, 1), (-1, 0))]
+    )
+    mix = torch.tensor([[1.0, 0, 0], [0.3, 1.5, 0], [0.2, 0.1, 0.8]]) + 0j
+    noise = 0.02 * torch.einsum(
+        "dc,cyx->dyx", mix, torch.randn(3, 320, 256, dtype=torch.complex64, generator=generator)
+    )
+    mask = (torch.arange(256) % r == 0).float()
+    mask[118:138] = 1
+    kspace = (fft2c(maps * image) + noise) * mask
+    expected = 0.02**2 * mix @ mix.mH
+    found, source = undersampled_covariance(kspace, mask)
+    assert source == "readout beside the object"
+    whitener = whitening_matrix(found)
+    power = (whitener @ expected @ whitener.mH).diagonal().real.mean()
+    assert float(power) == pytest.approx(1, abs=0.05)
+    assert torch.logdet(found).real < torch.logdet(edge_covariance(kspace, mask)).real
+
+
+def test_points_have_no_readout_to_look_beside() -> None:
+    points = (torch.rand(64, 64, generator=torch.Generator().manual_seed(0)) < 0.3).float()
+    noise = torch.randn(2, 64, 64, dtype=torch.complex64, generator=torch.Generator().manual_seed(1)) * points
+    with pytest.raises(ValueError, match="at least 8 lines that are read out in one piece"):
+        readout_covariance(noise, points)
+    assert undersampled_covariance(noise, points)[1] == "k-space edge (an upper bound)"

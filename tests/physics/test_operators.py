@@ -216,3 +216,18 @@ def test_mutant_complemented_mask_dies() -> None:
     mutant = sense(maps, 1 - mask)
     assert is_adjoint(mutant, torch.complex128)
     assert not np.allclose(mutant.dense().numpy(), sense_matrix(maps, mask))
+
+
+def test_several_sets_of_maps_sum_their_images_and_the_fast_normal_is_the_plain_one() -> None:
+    g = torch.Generator().manual_seed(3)
+    maps = torch.randn(2, 3, 8, 6, dtype=torch.complex128, generator=g)
+    x, other = torch.randn(2, 5, 2, 8, 6, dtype=torch.complex128, generator=g)
+    lines, points = (torch.arange(6) % 2 == 0).double(), (torch.rand(8, 6, generator=g) < 0.5).double()
+    for mask in (lines, points):
+        operator = sense(maps, mask, sets=True)
+        y = operator.forward(x)
+        torch.testing.assert_close(y, sense(maps[0], mask).forward(x[:, 0]) + sense(maps[1], mask).forward(x[:, 1]))
+        z = torch.randn(y.shape, dtype=y.dtype, generator=g)
+        left, right = (z.conj() * y).sum(), (operator.adjoint(z).conj() * x).sum()
+        torch.testing.assert_close(left, right)
+        torch.testing.assert_close(sense_normal(maps, mask, sets=True)(other), operator.normal(other))
