@@ -7,8 +7,11 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 from synthetic import make_header, make_kspace
 from torch import Tensor
+
+torch.set_num_threads(1)  # the tensors of tests are small: threads would only wait for each other
 
 
 @pytest.fixture
