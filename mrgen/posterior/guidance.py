@@ -7,6 +7,9 @@ Given x_t, take x ~ N(D(x_t), V_t). With y = A x + z, z ~ CN(0, sigma0^2 I), the
 solved by preconditioned CG, without back-propagation through the network; adding V^(1/2) A^H e / sigma0 + e' with
 e, e' ~ CN(0, I) to the right-hand side makes x an exact draw from that Gaussian posterior instead of its mean.
 
+Where no coil has a map, A sees nothing and x is 0 by definition: x is multiplied by the support of the maps. Otherwise
+the prior alone would decide there, and with it the noise that a prior learned from noisy data believes in.
+
 V_t is diagonal in Fourier space, and flat over rings of equal |k|. There are three choices:
 
 - `residual`: what the data say about the denoiser's error here and now. Where k-space is sampled, y - A D(x_t) holds
@@ -93,9 +96,15 @@ class Proximal:
         *,
         iterations: int,
         draw: torch.Generator | None = None,
+        draw_above: float = 0.0,
     ) -> None:
-        """`power` is P, (ky, kx) or a scalar, or None for V_t from the residual; with `draw` a call returns a draw."""
-        self.prior, self.slice, self.power, self.iterations, self.draw = prior, slice_, power, iterations, draw
+        """`power` is P, (ky, kx) or a scalar, or None for V_t from the residual.
+
+        With `draw` a call returns a draw where sigma is above `draw_above`, and the mean elsewhere.
+        """
+        self.prior, self.slice, self.power, self.iterations = prior, slice_, power, iterations
+        self.draw, self.draw_above = draw, draw_above
+        self.support = (slice_.maps != 0).any(0)
         self.operator = slice_.operator()
         self.adjoint_data = self.operator.adjoint(slice_.kspace)
         self.normal = sense_normal(slice_.maps, slice_.mask)
@@ -112,23 +121,24 @@ class Proximal:
         return self.rings.average(error, 1e-3 * float(ceiling)).clamp_max(float(ceiling))
 
     def __call__(self, x_t: Tensor, sigma: Tensor) -> Tensor:
-        mean, sigma0 = self.prior(x_t, sigma), self.slice.sigma0
+        mean, sigma0 = self.support * self.prior(x_t, sigma), self.slice.sigma0
+        draw = self.draw if sigma[0] > self.draw_above else None
         root = self.covariance(mean, sigma[0]).sqrt() / sigma0
 
         def whitened(image: Tensor) -> Tensor:  # V^(1/2) / sigma0 to Fourier space
             return root * fft2c(image)
 
         residual = self.adjoint_data - self.normal(mean)  # A^H (y - A D)
-        if self.draw is not None:
-            noise = complex_noise(self.slice.kspace.expand(len(x_t), -1, -1, -1), self.draw)
+        if draw is not None:
+            noise = complex_noise(self.slice.kspace.expand(len(x_t), -1, -1, -1), draw)
             residual = residual + sigma0 * self.operator.adjoint(noise)
         rhs = whitened(residual) / sigma0
-        if self.draw is not None:
-            rhs = rhs + complex_noise(rhs, self.draw)
+        if draw is not None:
+            rhs = rhs + complex_noise(rhs, draw)
         w = conjugate_gradient(
             lambda w: whitened(self.normal(ifft2c(root * w))) + w,
             rhs,
             iterations=self.iterations,
             precondition=lambda r: r / (self.measured * root.square() + 1),
         )
-        return mean + sigma0 * ifft2c(root * w)
+        return self.support * (mean + sigma0 * ifft2c(root * w))

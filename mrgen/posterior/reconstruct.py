@@ -74,8 +74,9 @@ def posterior_samples(
         return torch.cat(parts)
 
     draw = generator if recipe.sampler == "decoupled" else None
-    denoise = Proximal(in_chunks, slice_, power, iterations=recipe.cg_iterations, draw=draw)
     sigmas = noise_levels(recipe.sigma_max, max(prior.sigma_min, slice_.sigma0 / 4), recipe.steps)
+    last = float(sigmas[-1])  # there the mean, as every sampler ends with it
+    denoise = Proximal(in_chunks, slice_, power, iterations=recipe.cg_iterations, draw=draw, draw_above=last)
     start = cg_sense(slice_, regularisation=0.01, iterations=START_ITERATIONS).expand(recipe.samples, -1, -1)
     with torch.inference_mode():
         x = start + recipe.sigma_max * complex_noise(start, generator)

@@ -1,5 +1,7 @@
 """Posterior denoisers against the closed form of a Gaussian."""
 
+from dataclasses import replace
+
 import gaussian
 import pytest
 import torch
@@ -42,6 +44,29 @@ def test_draws_have_the_exact_covariance() -> None:
     sd = covariance.diagonal().real.sqrt()
     assert ((centred.mean(0)).abs() / sd).max() < 0.04  # standard error 0.007
     assert (((centred.T @ centred.conj() / n) - covariance).abs() / sd[:, None] / sd[None]).max() < 0.05
+
+
+def test_nothing_is_where_no_coil_has_a_map() -> None:
+    """The prior believes in an image everywhere; the scan is blind to the left third."""
+    c, sigma = case(), torch.full((1,), 0.3, dtype=torch.float64)
+    blind = torch.zeros(SHAPE, dtype=torch.bool)
+    blind[:, : SHAPE[1] // 3] = True
+    slice_ = replace(c.slice_, maps=c.slice_.maps * ~blind)
+    x_t = torch.randn(1, *SHAPE, dtype=torch.complex128, generator=torch.Generator().manual_seed(5))
+    for draw in (None, torch.Generator().manual_seed(6)):
+        out = Proximal(denoise, slice_, power(), iterations=40, draw=draw)(x_t, sigma)[0]
+        assert (out[blind] == 0).all()
+        assert (out[~blind] != 0).all()
+
+
+def test_no_draw_at_the_last_level() -> None:
+    c = case()
+    x_t = torch.randn(1, *SHAPE, dtype=torch.complex128, generator=torch.Generator().manual_seed(7))
+    mean = Proximal(denoise, c.slice_, power(), iterations=40)
+    draw = Proximal(denoise, c.slice_, power(), iterations=40, draw=torch.Generator().manual_seed(8), draw_above=0.1)
+    for level, same in ((0.1, True), (0.2, False)):
+        sigma = torch.full((1,), level, dtype=torch.float64)
+        assert torch.equal(mean(x_t, sigma), draw(x_t, sigma)) is same
 
 
 def test_ten_preconditioned_iterations_are_closer_than_ten_plain_ones() -> None:
