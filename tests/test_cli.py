@@ -137,6 +137,17 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(mrgen, full, tmp_p
     assert lines[-1].endswith("min left")
 
 
+def test_coils_are_compressed_on_request(mrgen, refused, full, tmp_path):
+    arguments = ("recon", full, "--R", 2, "--recipe", "sense", "-o", tmp_path / "out", "--coils")
+    refused("slice 0: cannot compress 6 coils to 7: expected 1 to 6 virtual coils", *arguments, 7)
+    code, text, _ = mrgen(*arguments, 4)
+    report = json.loads((tmp_path / "out/report.json").read_text())["coils"]
+    assert (code, report["scan"], report["virtual"], len(report["energy_kept"])) == (0, 6, 4, 2)
+    assert 0.9 < report["energy_kept"][0] < 1
+    line = f"coils   4 virtual of 6, {100 * report['energy_kept'][0]:.1f} % of the energy of the calibration data"
+    assert text.count(line) == text.count("virtual") == 1
+
+
 def test_a_retrospective_mask_is_fastmris_equispaced_one(full):
     scan = recon_command.open_scan(full)
     sampling = Sampling(pattern="equispaced", acceleration=(4.0,), center_fraction=0.08)

@@ -45,6 +45,9 @@ class Result:
     first_slice: int  # index in the input of the first slice reconstructed
     sigma0: list[float]  # noise std of each slice, in scaled units
     noise_from: str
+    coils: int  # of the scan
+    virtual_coils: int | None  # that they were compressed to
+    coil_energy: list[float]  # share of each slice's calibration data that the virtual coils keep
     seed: int
     samples: int | None
     prior_sha256: str | None
@@ -141,6 +144,7 @@ def _report(result: Result) -> dict[str, Any]:
             "all": int(result.mask.size),
         },
         "noise": {"sigma0_scaled_units": result.sigma0, "from": result.noise_from},
+        "coils": {"scan": result.coils, "virtual": result.virtual_coils, "energy_kept": result.coil_energy},
         "recipe": result.recipe,
         "seed": result.seed,
         "n_samples": result.samples,
