@@ -15,6 +15,7 @@ from mrgen.review.figure import NOTICE
 from mrgen.review.inspection import save_inspection
 from mrgen.review.output import prepare_output_dir, replacing
 from mrgen.scans.doctor import Findings, examine, find_scans
+from mrgen.scans.recognise import acceleration_text
 
 _WIDTH = 110  # characters of a line
 DEFINITIONS = (
@@ -40,7 +41,7 @@ def _sampling(f: Findings) -> str:
     assert s is not None
     acs = f"centre {s.acs[1]} lines" if s.kind != "points" else f"centre {s.acs[0]} x {s.acs[1]} points"
     facts = [s.kind, s.pattern] if s.kind == "fully sampled" else [s.kind, s.pattern, acs]
-    facts.append(f"R = {s.acceleration:.2f}")
+    facts.append(acceleration_text(s.acceleration, s.acceleration_all))
     if s.acceleration_outside is not None:
         facts[-1] += f" ({s.acceleration_outside:.2f} outside the centre)"
     if s.padding != (0, 0):

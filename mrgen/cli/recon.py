@@ -47,7 +47,7 @@ def choose_mask(
     if scan.mask is not None:
         if acceleration is None and not from_file:
             return None
-        achieved = achieved_acceleration(scan.mask)
+        achieved = achieved_acceleration(scan.mask, sum(scan.padding))
         raise MrgenError(
             f"the scan is already undersampled, R = {achieved:.2f}: leave out --R and --mask to reconstruct it"
         )

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from mrgen.errors import MrgenError
 from mrgen.physics.fourier import centre_crop
+from mrgen.physics.masks import achieved_acceleration
 from mrgen.posterior.reconstruct import Reconstruction, reconstruct
 from mrgen.prior.files import Prior
 from mrgen.review.output import Result
 from mrgen.scans.prepare import prepare
+from mrgen.scans.recognise import acceleration_text
 from mrgen.scans.scan import Scan, Slice
 from mrgen.settings import Recipe
 
@@ -92,6 +94,7 @@ def reconstruct_scan(run: Run, say: Callable[[str], None], progress: Callable[[f
         reference=stacked.pop("reference", None),
         images=stacked,
         mask=slice_.mask.numpy(force=True),
+        zero_filled=sum(run.scan.padding),
         first_slice=run.slices.start,
         sigma0=sigma0,
         noise_from=slice_.noise_from,
@@ -111,7 +114,9 @@ def _describe(run: Run, slice_: Slice, say: Callable[[str], None]) -> None:
     kept, whole = int(slice_.mask.sum()), slice_.mask.numel()
     what = "lines" if slice_.mask.ndim == 1 else "points"
     how = "as measured" if run.undersample is None else "retrospectively"
-    say(f"mask    {kept} of {whole} {what}, R = {whole / kept:.2f}, {how}")
+    measurable = achieved_acceleration(slice_.mask, sum(run.scan.padding))
+    text = acceleration_text(measurable, achieved_acceleration(slice_.mask))
+    say(f"mask    {kept} of {whole} {what}, {how}, {text}")
     say(f"noise   sigma0 = {slice_.sigma0:.4f} of full scale, from {slice_.noise_from}")
     if slice_.coil_energy is not None:
         energy = f"{100 * slice_.coil_energy:.1f} % of the energy of the calibration data"
