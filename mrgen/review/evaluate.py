@@ -148,7 +148,11 @@ def _sampling(mask: Array | None, zero_filled: int) -> Record:
     if mask is None:
         return {"R": None, "sampled": None, "unit": None}
     kept, all_ = int(mask.sum()), mask.size - zero_filled * (len(mask) if mask.ndim == 2 else 1)
-    return {"R": all_ / kept if kept else float("inf"), "sampled": [kept, all_], "unit": "lines" if mask.ndim == 1 else "points"}
+    return {
+        "R": all_ / kept if kept else float("inf"),
+        "sampled": [kept, all_],
+        "unit": "lines" if mask.ndim == 1 else "points",
+    }
 
 
 def open_pair(path: Path, reference_path: Path) -> Pair:
