@@ -20,6 +20,7 @@ from mrgen.errors import MrgenError
 from mrgen.physics.fourier import ifft2c
 from mrgen.posterior.baselines import cg_sense, zero_filled
 from mrgen.scans.acquire import phantom_volume
+from mrgen.scans.doctor import examine
 from mrgen.scans.fastmri import open_fastmri
 from mrgen.scans.phantom import head_phantom, phantom_kspace
 from mrgen.scans.prepare import noise_covariance, prepare_slice
@@ -118,6 +119,21 @@ def test_an_undersampled_scan_is_reconstructed_to_the_phantom(call: Callable[...
     assert errors[1] < 0.005
 
 
+def test_points_are_undersampled_along_both_axes(call: Callable[..., Path]) -> None:
+    options = (*PHANTOM, "--oversampling", 1)
+    full, under = call(*options), call(*options, "--undersample", "poisson-disc/4", to="under")
+    (stated,) = manifest(under)["scans"]
+    scan, whole = open_fastmri(under / "scan.h5"), open_fastmri(full / "scan.h5")
+    assert scan.mask.shape == (112, 96)
+    assert stated["sampled_lines"] is None
+    assert stated["R"] == pytest.approx(112 * 96 / float(scan.mask.sum())) == pytest.approx(4, rel=0.05)
+    for i in range(2):
+        torch.testing.assert_close(scan.read_slice(i), whole.read_slice(i) * scan.mask, atol=1e-5, rtol=0)
+    found = examine(under / "scan.h5")
+    assert found.usable
+    assert found.sampling.pattern.startswith("points that keep apart (Poisson disc)")
+
+
 def test_the_same_seed_gives_the_same_bytes(call: Callable[..., Path]) -> None:
     one, same, other = (call(*PHANTOM, "--seed", n, to=name) for n, name in ((3, "one"), (3, "same"), (4, "other")))
     for name in ("scan.h5", "manifest.json"):
@@ -200,7 +216,8 @@ def test_coils_of_another_scan_are_taken(call: Callable[..., Path]) -> None:
         (("phantom", "--undersample", "equispaced"), "equispaced/4"),
         (("phantom", "--undersample", "equispaced/0.5"), "at least 1"),
         (("phantom", "--undersample", "nothing/4"), "unknown protocol 'nothing'"),
-        (("phantom", "--undersample", "poisson-disc/4"), "unknown protocol 'poisson-disc'"),
+        (("phantom", "--undersample", "poisson-disc/4"), "two phase encodes: add --oversampling 1"),
+        (("phantom", "--undersample", "poisson-disc/1.5", "--oversampling", 1), "R is at least 2"),
         (("phantom", "--coils", 4, "--maps-from", "scan.h5"), "leave out --coils"),
         (("phantom", "--maps-from", "absent.h5"), "absent.h5: there is no such file"),
         (("phantom", "--matrix", 16384, 16384, "--coils", 256), "GB to write"),
