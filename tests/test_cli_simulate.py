@@ -41,6 +41,8 @@ def call(tmp_path: Path) -> Callable[..., Path]:
             raise result.exception
         assert result.exit_code == 0, result.output
         assert "Not for diagnostic use" in result.output
+        accelerations = [scan["R"] for scan in manifest(tmp_path / to)["scans"]]
+        assert f"R = {min(accelerations):.2f}" in result.output
         return tmp_path / to
 
     return run

@@ -120,8 +120,9 @@ def recon(
     run = Run(scan, chosen, undersample, Path(recipe_name).stem, recipe, prior, seed, target, calibration, coils)
 
     _, measured, n_y, n_x = scan.shape
+    array = f"{measured} coil" + "s" * (measured > 1)
     detail = f": {run.samples} samples, prior {prior.sha256[:12]}" if prior else ""
-    typer.echo(f"scan    {scan_file.name}: {len(chosen)} of {scan.slices} slices, {measured} coils, {n_y} x {n_x}")
+    typer.echo(f"scan    {scan_file.name}: {len(chosen)} of {scan.slices} slices, {array}, {n_y} x {n_x}")
     typer.echo(f"recipe  {run.recipe_name}{detail}, seed {seed}, on {target}")
     with progress_on_stderr() as progress:
         result = reconstruct_scan(run, typer.echo, progress)

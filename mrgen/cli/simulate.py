@@ -107,13 +107,14 @@ def _parse_undersampling(text: str, matrix: tuple[int, int], oversampling: int) 
         else:
             sampling = load(Protocol, name).sampling
             found = _Undersampling(sampling.pattern, acceleration, sampling.fraction(acceleration))
-        if found.mask(matrix, "scan.h5", 0).ndim == 2 and oversampling > 1:
-            raise ValueError(f"{found.pattern} samples points along two phase encodes: add --oversampling 1")
+        mask = found.mask(matrix, "scan.h5", 0)
     except (ValueError, MrgenError) as error:
         raise MrgenError(
             f"--undersample {text}: expected PROTOCOL/R or PATTERN/R, for example equispaced/4, the pattern one of "
             f"{', '.join(PATTERNS)}: {error}"
         ) from None
+    if mask.ndim == 2 and oversampling > 1:
+        raise MrgenError(f"--undersample {text} samples points along two phase encodes: add --oversampling 1")
     return found
 
 
@@ -256,8 +257,10 @@ def simulate(
         partial.write_text(json.dumps(manifest, indent=2) + "\n")
 
     size = f"{oversampling * source.matrix[0]} x {source.matrix[1]}"
+    low, high = (f"{pick(scan['R'] for scan in scans):.2f}" for pick in (min, max))
     typer.echo(
-        f"scanned {source.kind}: {len(chosen)} of {source.slices} slices, {scanner.coils} coils, {size}, SNR {snr:g}"
+        f"scanned {source.kind}: {len(chosen)} of {source.slices} slices, {scanner.coils} coils, {size}, SNR {snr:g}, "
+        f"R = {low}" + (f" to {high}" if high != low else "")
     )
     for path in [*files, out / "manifest.json"]:
         typer.echo(f"wrote   {path}")
