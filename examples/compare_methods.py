@@ -117,7 +117,7 @@ def compare_scan(scan: Scan, index: int, arguments: argparse.Namespace, prior: P
             generator = slice_generator(seed, index, arguments.device)
             about = {
                 "R": acceleration,
-                "achieved_R": achieved_acceleration(slice_.mask),
+                "achieved_R": achieved_acceleration(slice_.mask, sum(scan.padding)),
                 "center_fraction": fraction,
                 "seed": seed,
                 "sigma0": slice_.sigma0,

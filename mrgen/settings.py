@@ -102,6 +102,7 @@ class Protocol(Settings):
     description: str
     anatomy: str
     contrast: str = "any"
+    coils: int | None = Field(None, ge=1, description="virtual coils at most for training; all coils without it")
     sampling: Sampling = Sampling()
     network: Network = Network()
     training: Training = Training()

@@ -137,6 +137,34 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(mrgen, full, tmp_p
     assert lines[-1].endswith("min left")
 
 
+def test_lines_that_the_scanner_zero_filled_do_not_count_as_undersampled(mrgen, refused, write_scan, phantom, tmp_path):
+    kspace = phantom(shape=(64, 64))
+    kspace[..., :8] = kspace[..., 60:] = 0
+    full = write_scan("full.h5", kspace=kspace)
+    for r in (1, 2):
+        code, text, _ = mrgen("recon", full, "--R", r, "--recipe", "sense", "-o", tmp_path / f"out{r}")
+        report = json.loads((tmp_path / f"out{r}/report.json").read_text())
+        kept = report["lines"]["sampled"]
+        assert (code, report["R"], report["R_of_all_lines"]) == (0, 52 / kept, 64 / kept)
+        line = f"{kept} of 64 lines, retrospectively, R = {52 / kept:.2f}, {64 / kept:.2f} with the zero-filled lines"
+        assert line in text
+        text = mrgen("evaluate", tmp_path / f"out{r}")[1]
+        assert f"R = {52 / kept:.2f} ({kept} of 52 lines)" in text
+    assert kept < 40
+    assert json.loads((tmp_path / "out1/report.json").read_text())["R"] == 1
+
+
+def test_coils_are_compressed_on_request(mrgen, refused, full, tmp_path):
+    arguments = ("recon", full, "--R", 2, "--recipe", "sense", "-o", tmp_path / "out", "--coils")
+    refused("slice 0: cannot compress 6 coils to 7: expected 1 to 6 virtual coils", *arguments, 7)
+    code, text, _ = mrgen(*arguments, 4)
+    report = json.loads((tmp_path / "out/report.json").read_text())["coils"]
+    assert (code, report["scan"], report["virtual"], len(report["energy_kept"])) == (0, 6, 4, 2)
+    assert 0.9 < report["energy_kept"][0] < 1
+    line = f"coils   4 virtual of 6, {100 * report['energy_kept'][0]:.1f} % of the energy of the calibration data"
+    assert text.count(line) == text.count("virtual") == 1
+
+
 def test_a_retrospective_mask_is_fastmris_equispaced_one(full):
     scan = recon_command.open_scan(full)
     sampling = Sampling(pattern="equispaced", acceleration=(4.0,), center_fraction=0.08)

@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from mrgen.cli.inspect import inspect
+from mrgen.cli.inspect import _entry, inspect
 from mrgen.errors import MrgenError
 
 
@@ -81,3 +81,10 @@ def test_bad_slices_are_looked_for_on_request(good):
 def test_a_folder_without_scans_is_an_error(tmp_path):
     with pytest.raises(MrgenError, match="no file ends with"):
         call(tmp_path)
+
+
+def test_an_equation_is_not_broken_over_two_lines() -> None:
+    for words in range(40, 56):
+        text = _entry("sampling", "x " * words + "R = 4.00")
+        assert "R = 4.00" in text
+        assert all(len(line) <= 110 for line in text.splitlines())

@@ -20,6 +20,7 @@ from mrgen.errors import MrgenError
 from mrgen.physics.fourier import ifft2c
 from mrgen.posterior.baselines import cg_sense, zero_filled
 from mrgen.scans.acquire import phantom_volume
+from mrgen.scans.doctor import examine
 from mrgen.scans.fastmri import open_fastmri
 from mrgen.scans.phantom import head_phantom, phantom_kspace
 from mrgen.scans.prepare import noise_covariance, prepare_slice
@@ -40,6 +41,8 @@ def call(tmp_path: Path) -> Callable[..., Path]:
             raise result.exception
         assert result.exit_code == 0, result.output
         assert "Not for diagnostic use" in result.output
+        accelerations = [scan["R"] for scan in manifest(tmp_path / to)["scans"]]
+        assert f"R = {min(accelerations):.2f}" in result.output
         return tmp_path / to
 
     return run
@@ -116,6 +119,21 @@ def test_an_undersampled_scan_is_reconstructed_to_the_phantom(call: Callable[...
     errors = [nmse(image.abs()[tissue], truth[tissue]) for image in (zero_filled(slice_), cg_sense(slice_, 1e-3, 60))]
     assert errors[0] > 0.02
     assert errors[1] < 0.005
+
+
+def test_points_are_undersampled_along_both_axes(call: Callable[..., Path]) -> None:
+    options = (*PHANTOM, "--oversampling", 1)
+    full, under = call(*options), call(*options, "--undersample", "poisson-disc/4", to="under")
+    (stated,) = manifest(under)["scans"]
+    scan, whole = open_fastmri(under / "scan.h5"), open_fastmri(full / "scan.h5")
+    assert scan.mask.shape == (112, 96)
+    assert stated["sampled_lines"] is None
+    assert stated["R"] == pytest.approx(112 * 96 / float(scan.mask.sum())) == pytest.approx(4, rel=0.05)
+    for i in range(2):
+        torch.testing.assert_close(scan.read_slice(i), whole.read_slice(i) * scan.mask, atol=1e-5, rtol=0)
+    found = examine(under / "scan.h5")
+    assert found.usable
+    assert found.sampling.pattern.startswith("points that keep apart (Poisson disc)")
 
 
 def test_the_same_seed_gives_the_same_bytes(call: Callable[..., Path]) -> None:
@@ -200,7 +218,8 @@ def test_coils_of_another_scan_are_taken(call: Callable[..., Path]) -> None:
         (("phantom", "--undersample", "equispaced"), "equispaced/4"),
         (("phantom", "--undersample", "equispaced/0.5"), "at least 1"),
         (("phantom", "--undersample", "nothing/4"), "unknown protocol 'nothing'"),
-        (("phantom", "--undersample", "poisson-disc/4"), "unknown protocol 'poisson-disc'"),
+        (("phantom", "--undersample", "poisson-disc/4"), "two phase encodes: add --oversampling 1"),
+        (("phantom", "--undersample", "poisson-disc/1.5", "--oversampling", 1), "R is at least 2"),
         (("phantom", "--coils", 4, "--maps-from", "scan.h5"), "leave out --coils"),
         (("phantom", "--maps-from", "absent.h5"), "absent.h5: there is no such file"),
         (("phantom", "--matrix", 16384, 16384, "--coils", 256), "GB to write"),

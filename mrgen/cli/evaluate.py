@@ -18,7 +18,7 @@ DEFINITIONS = (
     "psnr (dB), ssim, nmse: of the images as they are, as in fastmri.evaluate; psnr_fit, ssim_fit, nmse_fit: after the "
     "best scalar fit, of the whole volume or of each slice. data_range is the peak of PSNR and SSIM, for slices too. "
     "over_slices: mean and standard deviation (n - 1) of the slices' figures. spread: coverage of the body (reference "
-    "above 5 % of its 99th percentile) by mean +- 1.645 std, and Spearman's rank correlation of error and std there; "
+    "above 10 % of its 99th percentile) by mean +- 1.645 std, and Spearman's rank correlation of error and std there; "
     "posterior spread, not calibrated. interval_95: bootstrap over scans. null: not defined or infinite."
 )
 FIGURES = {"psnr": ".2f", "ssim": ".4f", "nmse": ".4f", "psnr_fit": ".2f", "ssim_fit": ".4f", "nmse_fit": ".4f"}

@@ -15,20 +15,24 @@ from mrgen.review.figure import NOTICE
 from mrgen.review.inspection import save_inspection
 from mrgen.review.output import prepare_output_dir, replacing
 from mrgen.scans.doctor import Findings, examine, find_scans
+from mrgen.scans.recognise import acceleration_text
 
 _WIDTH = 110  # characters of a line
 DEFINITIONS = (
     "sigma0: std of the total complex noise, E|n|^2 = sigma0^2, where the image is near 1. snr: median over the object "
     "of the whitened, coil-combined image of the fully sampled centre of k-space, over the noise std of a fully "
     "sampled image. maps_explain: share of the energy of the coil images, less noise, that one set of maps explains; "
-    "unexplained_area: share of the object's pixels that keep more than a tenth of their energy, and more than noise."
+    "two_signals_area: share of the object's pixels where a second set of maps has support. acceleration: lines "
+    "(points) that the scanner did not zero-fill over those measured; acceleration_all: the same of all lines."
 )
 
 
 def _entry(name: str, text: str) -> str:
-    return textwrap.fill(
-        text, _WIDTH, initial_indent=f"{name:<10} ", subsequent_indent=" " * 11, break_on_hyphens=False
+    kept = text.replace(" = ", "\xa0=\xa0")  # not to be broken: "R = 4.00"
+    filled = textwrap.fill(
+        kept, _WIDTH, initial_indent=f"{name:<10} ", subsequent_indent=" " * 11, break_on_hyphens=False
     )
+    return filled.replace("\xa0", " ")
 
 
 def _count(n: int | None, what: str) -> str:
@@ -40,9 +44,9 @@ def _sampling(f: Findings) -> str:
     assert s is not None
     acs = f"centre {s.acs[1]} lines" if s.kind != "points" else f"centre {s.acs[0]} x {s.acs[1]} points"
     facts = [s.kind, s.pattern] if s.kind == "fully sampled" else [s.kind, s.pattern, acs]
-    facts.append(f"R = {s.acceleration:.2f}")
+    facts.append(acceleration_text(s.acceleration, s.acceleration_all))
     if s.acceleration_outside is not None:
-        facts[-1] += f" ({s.acceleration_outside:.2f} outside the centre)"
+        facts[-1] += f", {s.acceleration_outside:.2f} outside the centre"
     if s.padding != (0, 0):
         facts.append("empty lines: {} left, {} right".format(*s.padding))
     if s.partial_fourier:

@@ -47,7 +47,7 @@ def choose_mask(
     if scan.mask is not None:
         if acceleration is None and not from_file:
             return None
-        achieved = achieved_acceleration(scan.mask)
+        achieved = achieved_acceleration(scan.mask, sum(scan.padding))
         raise MrgenError(
             f"the scan is already undersampled, R = {achieved:.2f}: leave out --R and --mask to reconstruct it"
         )
@@ -92,6 +92,10 @@ def recon(
         Path | None,
         typer.Option("--calibration-scan", help="Take coil maps from the centre of this scan of the same coils."),
     ] = None,
+    coils: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Compress to N virtual coils; the loss is told."),
+    ] = None,
     recipe_name: Annotated[
         str, typer.Option("--recipe", help="A recipe's name, or a .toml file of your own.")
     ] = "posterior",
@@ -113,11 +117,12 @@ def recon(
     chosen = parse_slices(slices, scan.slices)
     prior = load_prior(prior_file or bundled_prior(), target) if recipe.method == "posterior" else None
     prepare_output_dir(out)
-    run = Run(scan, chosen, undersample, Path(recipe_name).stem, recipe, prior, seed, target, calibration)
+    run = Run(scan, chosen, undersample, Path(recipe_name).stem, recipe, prior, seed, target, calibration, coils)
 
-    _, coils, n_y, n_x = scan.shape
+    _, measured, n_y, n_x = scan.shape
+    array = f"{measured} coil" + "s" * (measured > 1)
     detail = f": {run.samples} samples, prior {prior.sha256[:12]}" if prior else ""
-    typer.echo(f"scan    {scan_file.name}: {len(chosen)} of {scan.slices} slices, {coils} coils, {n_y} x {n_x}")
+    typer.echo(f"scan    {scan_file.name}: {len(chosen)} of {scan.slices} slices, {array}, {n_y} x {n_x}")
     typer.echo(f"recipe  {run.recipe_name}{detail}, seed {seed}, on {target}")
     with progress_on_stderr() as progress:
         result = reconstruct_scan(run, typer.echo, progress)

@@ -32,7 +32,6 @@ from mrgen.scans.write import Layout, write_fastmri
 from mrgen.settings import Protocol, load
 
 COILS, CORRELATION, PHANTOM_MATRIX = 8, 0.3, (256, 256)  # where the command line does not say
-LINE_PATTERNS = tuple(p for p in PATTERNS if p != "poisson-disc")
 DEFINITIONS = (
     "k-space is scaled so that the mean of the noise-free root-sum-of-squares image over the tissue (above 10 % of the "
     "brightest) is 1. sigma = 1 / SNR: std of the total complex noise of an average coil, E|n|^2 = sigma^2, in the "
@@ -90,31 +89,32 @@ class _Undersampling:
     acceleration: float
     fraction: float
 
-    def mask(self, lines: int, file: str, seed: int) -> Tensor:
-        """The mask (kx,) of a file; raises ValueError for an R that cannot be."""
-        return sampling_mask(self.pattern, lines, self.acceleration, self.fraction, fastmri_rng(file, seed))
+    def mask(self, matrix: tuple[int, int], file: str, seed: int) -> Tensor:
+        """The mask of a file, (kx,), or (ky, kx) of points; raises ValueError for an R that cannot be."""
+        rows, lines = matrix
+        return sampling_mask(self.pattern, lines, self.acceleration, self.fraction, fastmri_rng(file, seed), rows)
 
 
-def _parse_undersampling(text: str, lines: int) -> _Undersampling:
+def _parse_undersampling(text: str, matrix: tuple[int, int], oversampling: int) -> _Undersampling:
     """What "NAME/R" means, NAME a pattern or a protocol. Raises MrgenError."""
     name, _, number = text.rpartition("/")
     try:
         acceleration = float(number)
         if not name:
             raise ValueError("no name")
-        if name in LINE_PATTERNS:
+        if name in PATTERNS:
             found = _Undersampling(name, acceleration, default_center_fraction(acceleration))
         else:
             sampling = load(Protocol, name).sampling
             found = _Undersampling(sampling.pattern, acceleration, sampling.fraction(acceleration))
-        if found.pattern not in LINE_PATTERNS:
-            raise ValueError(f"{found.pattern} samples points, of which the fastMRI layout knows nothing")
-        found.mask(lines, "scan.h5", 0)
+        mask = found.mask(matrix, "scan.h5", 0)
     except (ValueError, MrgenError) as error:
         raise MrgenError(
             f"--undersample {text}: expected PROTOCOL/R or PATTERN/R, for example equispaced/4, the pattern one of "
-            f"{', '.join(LINE_PATTERNS)}: {error}"
+            f"{', '.join(PATTERNS)}: {error}"
         ) from None
+    if mask.ndim == 2 and oversampling > 1:
+        raise MrgenError(f"--undersample {text} samples points along two phase encodes: add --oversampling 1")
     return found
 
 
@@ -154,7 +154,7 @@ def _record(file: Path, mask: Tensor | None, covariance: Tensor) -> dict[str, An
     return {
         "file": file.name,
         "R": 1.0 if mask is None else achieved_acceleration(mask),
-        "sampled_lines": None if mask is None else mask.nonzero().flatten().tolist(),
+        "sampled_lines": None if mask is None or mask.ndim == 2 else mask.nonzero().flatten().tolist(),
         "sigma": float(covariance.diagonal().real.mean().sqrt()),
         "noise_covariance": {"real": covariance.real.tolist(), "imag": covariance.imag.tolist()},
     }
@@ -199,7 +199,7 @@ def simulate(
         raise MrgenError("--maps-from brings coils and noise correlation: leave out --coils, --array and --correlation")
     source = _open_source(source_name, matrix, axis)
     chosen = parse_slices(slices, source.slices)
-    undersampling = _parse_undersampling(undersample, source.matrix[1]) if undersample else None
+    undersampling = _parse_undersampling(undersample, source.matrix, oversampling) if undersample else None
     measured = measured_coils(open_scan(maps_from)) if maps_from else None
     scanner = Scanner(
         matrix=source.matrix,
@@ -219,7 +219,7 @@ def simulate(
             generator = _generator(seed, number)
             head = source.head(chosen, count is not None, generator)
             kspace, covariance = scanner.acquire(head, generator)
-            mask = undersampling.mask(source.matrix[1], file.name, seed) if undersampling else None
+            mask = undersampling.mask(source.matrix, file.name, seed) if undersampling else None
             layout = Layout(len(chosen), scanner.coils, source.matrix, oversampling, head.fov, head.thickness)
 
             def watched(slices: Iterator[Tensor], number: int = number, name: str = file.name) -> Iterator[Tensor]:
@@ -257,8 +257,10 @@ def simulate(
         partial.write_text(json.dumps(manifest, indent=2) + "\n")
 
     size = f"{oversampling * source.matrix[0]} x {source.matrix[1]}"
+    low, high = (f"{pick(scan['R'] for scan in scans):.2f}" for pick in (min, max))
     typer.echo(
-        f"scanned {source.kind}: {len(chosen)} of {source.slices} slices, {scanner.coils} coils, {size}, SNR {snr:g}"
+        f"scanned {source.kind}: {len(chosen)} of {source.slices} slices, {scanner.coils} coils, {size}, SNR {snr:g}, "
+        f"R = {low}" + (f" to {high}" if high != low else "")
     )
     for path in [*files, out / "manifest.json"]:
         typer.echo(f"wrote   {path}")

@@ -233,7 +233,11 @@ def acs_region(mask: Tensor) -> tuple[slice, slice]:
     return slice(y - above, y + below + 1), slice(x + 1 - int(left[above, below]), x + int(right[above, below]))
 
 
-def achieved_acceleration(mask: Tensor) -> float:
-    """Samples in all over samples kept, of a mask (n,) or (ky, kx)."""
+def achieved_acceleration(mask: Tensor, zero_filled: int = 0) -> float:
+    """Samples in all over samples kept, of a mask (n,) or (ky, kx).
+
+    `zero_filled` of the lines, all 0 in the mask, do not count: they were never to be measured.
+    """
     kept = float(mask.sum())
-    return math.inf if kept == 0 else mask.numel() / kept
+    lines = mask.shape[-1]
+    return math.inf if kept == 0 else mask.numel() // lines * (lines - zero_filled) / kept

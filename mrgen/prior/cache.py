@@ -46,11 +46,13 @@ class Entry:
     slice: Slice
 
 
-def made_from(path: Path, undersampling: dict[str, Any] | None) -> dict[str, Any]:
-    """What decides on the prepared slices of the scan `path`: the file itself and, if any, how it is undersampled."""
+def made_from(path: Path, undersampling: dict[str, Any] | None, coils: int | None = None) -> dict[str, Any]:
+    """What decides on the prepared slices of the scan `path`: the file itself and, if any, how it is undersampled and
+    to how many virtual coils it is compressed.
+    """
     stat = path.stat()
     scan = {"name": path.name, "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
-    return {"format": FORMAT, "input": scan, "undersampling": undersampling}
+    return {"format": FORMAT, "input": scan, "undersampling": undersampling, "coils": coils}
 
 
 def cache_file(cache: Path, source: dict[str, Any]) -> Path:

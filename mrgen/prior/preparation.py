@@ -102,7 +102,7 @@ def _find_or_prepare(
     """None where another process is at this scan, and still is after `patience` seconds."""
     undersampling = {**protocol.sampling.model_dump(mode="json"), "seed": protocol.training.seed}
     try:
-        sources = [made_from(path, how) for how in (None, undersampling)]
+        sources = [made_from(path, how, protocol.coils) for how in (None, undersampling)]
     except OSError as error:
         raise UnusableScan(f"{path.name}: cannot be read ({error.strerror})") from None
     files = [cache_file(cache, source) for source in sources]
@@ -165,14 +165,15 @@ def _prepare(
 
 
 def _entry(scan: Scan, index: int, protocol: Protocol, device: str) -> Entry:
+    coils = protocol.coils if protocol.coils and protocol.coils < scan.shape[1] else None
     if scan.mask is not None:
-        return Entry(index, None, prepare(scan, index, device=device))
+        return Entry(index, None, prepare(scan, index, coils=coils, device=device))
     sampling, seed = protocol.sampling, protocol.training.seed
     digest = hashlib.sha256(f"{Path(scan.path).name}/{index}/R".encode()).digest()
     pick = torch.Generator().manual_seed(seed + int.from_bytes(digest[:4]))
     acceleration = sampling.acceleration[int(torch.randint(len(sampling.acceleration), (), generator=pick))]
     mask = undersampling_mask(scan, sampling, acceleration, seed, index)
-    return Entry(index, acceleration, prepare(scan, index, undersample=mask, device=device))
+    return Entry(index, acceleration, prepare(scan, index, undersample=mask, coils=coils, device=device))
 
 
 def _left_out(usable: dict[Path, CachedScan], unusable: dict[Path, str]) -> list[str]:

@@ -27,6 +27,7 @@ REFERENCES = ("reconstruction_esc", "reconstruction_rss", "reference")
 IMAGES = ("zero_filled", "l1_wavelet", "reconstruction")
 COMMON = ("recipe", "n_samples", "prior_sha256")  # a mean over scans should have one of each
 PROVENANCE = (*COMMON, "seed")
+NUMBERS = ("first_slice", "zero_filled_lines")
 RESAMPLES, FEWEST_FOR_INTERVAL = 10_000, 5
 
 Record = dict[str, Any]  # ready for JSON but for NaN and infinity
@@ -115,7 +116,7 @@ def _read_result(path: Path) -> tuple[dict[str, Array], Record, Array | None]:
         if "reconstruction" not in file:
             found = ", ".join(sorted(file)[:5]) or "nothing"
             raise MrgenError(f"{path.name}: no dataset 'reconstruction' (found: {found}): name results of mrgen recon")
-        attributes = {key: _plain(file.attrs[key]) for key in (*PROVENANCE, "first_slice") if key in file.attrs}
+        attributes = {key: _plain(file.attrs[key]) for key in (*PROVENANCE, *NUMBERS) if key in file.attrs}
         first = int(attributes.get("first_slice", 0))
         volumes = {key: _read(file, key, path.stem, first) for key in (*IMAGES, "std") if key in file}
         mask = file["mask"][()] if "mask" in file else None
@@ -142,6 +143,18 @@ def _crop(volume: Array, matrix: tuple[int, int]) -> Array:
     return cropped
 
 
+def _sampling(mask: Array | None, zero_filled: int) -> Record:
+    """R, lines (points) sampled and how many there were to sample: `zero_filled` lines are not among them."""
+    if mask is None:
+        return {"R": None, "sampled": None, "unit": None}
+    kept, all_ = int(mask.sum()), mask.size - zero_filled * (len(mask) if mask.ndim == 2 else 1)
+    return {
+        "R": all_ / kept if kept else float("inf"),
+        "sampled": [kept, all_],
+        "unit": "lines" if mask.ndim == 1 else "points",
+    }
+
+
 def open_pair(path: Path, reference_path: Path) -> Pair:
     """Read a result and its reference, choose the slices and crop. Raises MrgenError naming the scan."""
     scan, own = path.stem, path == reference_path
@@ -165,9 +178,7 @@ def open_pair(path: Path, reference_path: Path) -> Pair:
     peak = float(_crop(reference, matrix).max())
     protocol = {
         "slices": [first, last],
-        "R": None if mask is None else mask.size / float(mask.sum()),
-        "sampled": None if mask is None else [int(mask.sum()), int(mask.size)],
-        "unit": None if mask is None else "lines" if mask.ndim == 1 else "points",
+        **_sampling(mask, int(attributes.get("zero_filled_lines", 0))),
         **{name: attributes.get(name) for name in PROVENANCE},
         "reference": f"{key}, stored in the result" if own else f"{key} of {reference_path.name}",
         "result_matrix": list(image.shape[1:]),

@@ -13,7 +13,7 @@ whose maximum is lower by a factor f would lose 20 log10(f) dB of PSNR, and its 
 The best scalar fit, s = <x, r> / |x|^2, removes the one ambiguity that a reconstruction's scale has; figures of s x are
 named `_fit` wherever they appear, and psnr_fit is the project's headline figure.
 
-    body = pixels where r > 5 % of its 99th percentile
+    body = pixels where r > 10 % of its 99th percentile
     coverage = share of the body where |x - r| <= 1.645 std, 90 % for Gaussian errors of that std
     rank correlation = Spearman's, of |x - r| and std in the body
 """
@@ -29,7 +29,7 @@ from scipy.stats import rankdata
 
 Array = NDArray[np.floating[Any]]
 WINDOW, K1, K2 = 7, 0.01, 0.03
-BODY_FRACTION, BODY_PERCENTILE = 0.05, 99
+BODY_FRACTION, BODY_PERCENTILE = 0.1, 99
 HALF_WIDTH = 1.645  # in std; 90 % of a Gaussian
 
 
@@ -109,7 +109,7 @@ def scores(image: Array, reference: Array, peak: float | None = None) -> dict[st
 
 
 def body(reference: Array) -> NDArray[np.bool_]:
-    """Where the object is, of the reference's shape: above 5 % of the 99th percentile of the reference."""
+    """Where the object is, of the reference's shape: above 10 % of the 99th percentile of the reference."""
     inside: NDArray[np.bool_] = reference > BODY_FRACTION * np.percentile(reference, BODY_PERCENTILE)
     return inside
 
@@ -124,7 +124,7 @@ def spread_scores(image: Array, std: Array, reference: Array) -> dict[str, float
     s, _ = _double(std, reference)
     inside = body(r)
     if not inside.any():
-        raise ValueError("the reference has no pixel above 5 % of its 99th percentile, expected an image")
+        raise ValueError("the reference has no pixel above 10 % of its 99th percentile, expected an image")
     error, s = np.abs(x - r)[inside], s[inside]
     ranks = rankdata(error), rankdata(s)
     constant = any(np.ptp(rank) == 0 for rank in ranks)

@@ -19,9 +19,11 @@ from typing import Any
 
 import h5py
 import numpy as np
+import torch
 
 from mrgen import __version__
 from mrgen.errors import MrgenError
+from mrgen.physics.masks import achieved_acceleration
 from mrgen.review.figure import NOTICE, save_figure
 from mrgen.review.metrics import Array, scores
 from mrgen.scans.header import anonymous_header
@@ -42,9 +44,13 @@ class Result:
     std: Array | None  # std over the samples; None for a recipe without samples
     reference: Array | None
     mask: Array  # (kx,) lines or (ky, kx) points: 1 where sampled
+    zero_filled: int  # lines that the scanner zero-filled, so that nobody could sample them
     first_slice: int  # index in the input of the first slice reconstructed
     sigma0: list[float]  # noise std of each slice, in scaled units
     noise_from: str
+    coils: int  # of the scan
+    virtual_coils: int | None  # that they were compressed to
+    coil_energy: list[float]  # share of each slice's calibration data that the virtual coils keep
     seed: int
     samples: int | None
     prior_sha256: str | None
@@ -54,8 +60,8 @@ class Result:
 
     @property
     def acceleration(self) -> float:
-        """R as achieved: lines (points) in all over those sampled."""
-        return self.mask.size / float(self.mask.sum())
+        """R as achieved: lines (points) that are not zero-filled over those sampled."""
+        return achieved_acceleration(torch.from_numpy(self.mask), self.zero_filled)
 
     def volume_scores(self) -> Scores:
         """Figures of every image over the whole volume, by image name; empty without a reference."""
@@ -110,6 +116,7 @@ def _write_volume(path: Path, result: Result) -> None:
     arrays = {**result.images, "std": result.std, "reference": result.reference, "mask": result.mask}
     attributes = {
         "R": result.acceleration,
+        "zero_filled_lines": result.zero_filled,
         "seed": result.seed,
         "n_samples": result.samples,
         "prior_sha256": result.prior_sha256,
@@ -136,11 +143,14 @@ def _report(result: Result) -> dict[str, Any]:
         "mrgen_version": __version__,
         "slices": [result.first_slice, result.first_slice + count],
         "R": result.acceleration,
+        "R_of_all_lines": achieved_acceleration(torch.from_numpy(result.mask)),
+        "zero_filled_lines": result.zero_filled,
         "lines" if result.mask.ndim == 1 else "points": {
             "sampled": int(result.mask.sum()),
             "all": int(result.mask.size),
         },
         "noise": {"sigma0_scaled_units": result.sigma0, "from": result.noise_from},
+        "coils": {"scan": result.coils, "virtual": result.virtual_coils, "energy_kept": result.coil_energy},
         "recipe": result.recipe,
         "seed": result.seed,
         "n_samples": result.samples,

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from mrgen.errors import MrgenError
 from mrgen.physics.fourier import centre_crop
+from mrgen.physics.masks import achieved_acceleration
 from mrgen.posterior.reconstruct import Reconstruction, reconstruct
 from mrgen.prior.files import Prior
 from mrgen.review.output import Result
 from mrgen.scans.prepare import prepare
+from mrgen.scans.recognise import acceleration_text
 from mrgen.scans.scan import Scan, Slice
 from mrgen.settings import Recipe
 
@@ -34,6 +36,7 @@ class Run:
     seed: int
     device: str
     calibration: Scan | None = None  # of the same coils, for scans without a fully sampled centre
+    coils: int | None = None  # virtual coils to compress the scan's to
 
     @property
     def samples(self) -> int | None:
@@ -46,7 +49,7 @@ def slice_generator(seed: int, index: int, device: str) -> torch.Generator:
 
 
 def reconstruct_scan(run: Run, say: Callable[[str], None], progress: Callable[[float, str], None]) -> Result:
-    """Reconstruct the slices of `run`, telling `say` about mask and noise.
+    """Reconstruct the slices of `run`, telling `say` about mask, noise and virtual coils.
 
     `progress` hears the fraction done and where that is, such as "slice 2 of 5, step 13 of 160". Raises MrgenError
     for slices that cannot be used.
@@ -54,6 +57,7 @@ def reconstruct_scan(run: Run, say: Callable[[str], None], progress: Callable[[f
     begun = time.perf_counter()
     volumes: dict[str, list[NDArray[np.float32]]] = {}
     sigma0: list[float] = []
+    coil_energy: list[float] = []
     for number, index in enumerate(run.slices):
         place = f"slice {number + 1} of {len(run.slices)}"
         progress(number / len(run.slices), place)
@@ -68,6 +72,7 @@ def reconstruct_scan(run: Run, say: Callable[[str], None], progress: Callable[[f
                 index,
                 undersample=run.undersample,
                 calibration=run.calibration,
+                coils=run.coils,
                 keep_reference=True,
                 device=run.device,
             )
@@ -79,6 +84,8 @@ def reconstruct_scan(run: Run, say: Callable[[str], None], progress: Callable[[f
         for name, image in _images(slice_, result).items():
             volumes.setdefault(name, []).append(_scanner_units(image, slice_, run.scan.crop))
         sigma0.append(slice_.sigma0)
+        if slice_.coil_energy is not None:
+            coil_energy.append(slice_.coil_energy)
         progress((number + 1) / len(run.slices), place)
 
     stacked = {name: np.stack(images) for name, images in volumes.items()}
@@ -87,9 +94,13 @@ def reconstruct_scan(run: Run, say: Callable[[str], None], progress: Callable[[f
         reference=stacked.pop("reference", None),
         images=stacked,
         mask=slice_.mask.numpy(force=True),
+        zero_filled=sum(run.scan.padding),
         first_slice=run.slices.start,
         sigma0=sigma0,
         noise_from=slice_.noise_from,
+        coils=run.scan.shape[1],
+        virtual_coils=run.coils,
+        coil_energy=coil_energy,
         seed=run.seed,
         samples=run.samples,
         prior_sha256=run.prior.sha256 if run.prior else None,
@@ -103,8 +114,13 @@ def _describe(run: Run, slice_: Slice, say: Callable[[str], None]) -> None:
     kept, whole = int(slice_.mask.sum()), slice_.mask.numel()
     what = "lines" if slice_.mask.ndim == 1 else "points"
     how = "as measured" if run.undersample is None else "retrospectively"
-    say(f"mask    {kept} of {whole} {what}, R = {whole / kept:.2f}, {how}")
+    measurable = achieved_acceleration(slice_.mask, sum(run.scan.padding))
+    text = acceleration_text(measurable, achieved_acceleration(slice_.mask))
+    say(f"mask    {kept} of {whole} {what}, {how}, {text}")
     say(f"noise   sigma0 = {slice_.sigma0:.4f} of full scale, from {slice_.noise_from}")
+    if slice_.coil_energy is not None:
+        energy = f"{100 * slice_.coil_energy:.1f} % of the energy of the calibration data"
+        say(f"coils   {run.coils} virtual of {run.scan.shape[1]}, {energy}")
 
 
 def _images(slice_: Slice, result: Reconstruction) -> dict[str, Tensor]:

@@ -134,7 +134,7 @@ def _filled(header: Header | None, n_x: int) -> tuple[int, int]:
 def _listed_slices(xml: str) -> int | None:
     """The number of slices in the header, which is not always that of the file."""
     last = ET.fromstring(xml).findtext("{*}encoding/{*}encodingLimits/{*}slice/{*}maximum") or ""
-    return int(last) + 1 if re.fullmatch(r"\d{1,5}", last) else None
+    return int(last) + 1 if re.fullmatch(r"\s*\d{1,5}\s*", last) else None
 
 
 def _geometry(header: Header, shape: tuple[int, int]) -> Geometry:

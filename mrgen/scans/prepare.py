@@ -4,7 +4,8 @@
     y = M W k / p       W C W^H = I,  p = 99th percentile of the RSS of the whitened image of the ACS lines
 
 so the noise of y is sigma0^2 I with sigma0 = 1 / p. Whitening weighs the coils by their noise; `scale` is p
-times the factor that best takes that RSS back to the RSS of the raw coils (least squares).
+times the factor that best takes that RSS back to the RSS of the raw coils (least squares). On request V y takes the
+place of y, the strongest virtual coils of the whitened calibration data (mrgen.physics.compression); p stays.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mrgen.errors import MrgenError
+from mrgen.physics.compression import compression_matrix
 from mrgen.physics.espirit import espirit_maps
 from mrgen.physics.fourier import centre_crop, centre_pad, ifft2c
 from mrgen.physics.masks import acs_lines, acs_region, fastmri_rng, sampling_mask
@@ -127,22 +129,27 @@ def prepare_slice(
     undersample: Tensor | None = None,
     noise: Tensor | None = None,
     calibration: Tensor | None = None,
+    coils: int | None = None,
     keep_reference: bool,
 ) -> Slice:
     """Prepare raw k-space (coil, ky, kx), complex64, in scanner units.
 
     `mask`, (kx,) or (ky, kx), is that of an undersampled scan, None for a fully sampled one; `undersample`, of either
     shape, is applied on top, retrospectively. `noise` (coil, n) is a noise scan, `calibration` (coil, ay, ax) a fully
-    sampled centre of k-space measured apart. The reference, kept on request and only for a fully sampled scan, is the
-    RSS of the whitened coil images: whitened, so that it weighs the coils as the reconstruction does.
+    sampled centre of k-space measured apart. `coils` compresses the whitened data to so many virtual coils. The
+    reference, kept on request and only for a fully sampled scan, is the RSS of the whitened images of all coils:
+    whitened, so that it weighs the coils as the reconstruction does.
 
     Raises MrgenError when fewer than 4 lines around the centre are fully sampled and there is no `calibration`, when
-    the coils of noise, calibration and k-space differ in number, or when there is no noise to be found.
+    the coils of noise, calibration and k-space differ in number, when there are fewer than `coils`, or when there is no
+    noise to be found.
     """
-    coils, n_y, n_x = raw.shape
+    available, n_y, n_x = raw.shape
     for name, other in (("noise scan", noise), ("calibration scan", calibration)):
-        if other is not None and len(other) != coils:
-            raise MrgenError(f"the {name} has {len(other)} coils, the k-space {coils}: expected the same array")
+        if other is not None and len(other) != available:
+            raise MrgenError(f"the {name} has {len(other)} coils, the k-space {available}: expected the same array")
+    if coils is not None and not 1 <= coils <= available:
+        raise MrgenError(f"cannot compress {available} coils to {coils}: expected 1 to {available} virtual coils")
     sampled = _measured(raw)
     for given in (mask, undersample):
         sampled = sampled if given is None else sampled * given.to(sampled)
@@ -151,13 +158,9 @@ def prepare_slice(
         matrix = whitening_matrix(cov)
     except ValueError as error:
         raise MrgenError(f"{error} ({noise_from}): mrgen needs k-space as measured, not denoised or masked") from None
-    whitened = whiten(raw, matrix)
 
     centre, acs = calibration_data(raw, sampled, calibration)
-    maps, _ = espirit_maps(whiten(acs, matrix)[None], (n_y, n_x), 1.0)
-
-    whitened = whiten(raw, matrix)
-    low = whiten(centre, matrix)
+    whitened, low, acs = (whiten(data, matrix) for data in (raw, centre, acs))
     common = sampled * (low != 0)
     strength = (whitened * common).norm() / (low * common).norm()  # 1 unless the calibration is a scan of its own
     weighted = _rss(low)
@@ -165,14 +168,21 @@ def prepare_slice(
     back = float((weighted * _rss(centre)).sum() / weighted.square().sum())
 
     known = keep_reference and mask is None
+    reference = _rss(whitened) / p if known else None
+    coil_energy = None
+    if coils is not None:
+        virtual, coil_energy = compression_matrix(acs, coils=coils)
+        whitened, acs = (torch.einsum("vc,cyx->vyx", virtual, data) for data in (whitened, acs))
+    maps, _ = espirit_maps(acs[None], (n_y, n_x), 1.0)
     return Slice(
         kspace=whitened * sampled / p,
         mask=sampled,
         maps=maps[0],
         sigma0=1 / p,
         scale=p * back,
-        reference=_rss(whitened) / p if known else None,
+        reference=reference,
         noise_from=noise_from,
+        coil_energy=coil_energy,
     )
 
 
@@ -182,6 +192,7 @@ def prepare(
     *,
     undersample: Tensor | None = None,
     calibration: Scan | None = None,
+    coils: int | None = None,
     keep_reference: bool = False,
     device: torch.device | str = "cpu",
 ) -> Slice:
@@ -202,6 +213,7 @@ def prepare(
         undersample=undersample,
         noise=scan.noise,
         calibration=centre,
+        coils=coils,
         keep_reference=keep_reference,
     )
 

@@ -39,7 +39,8 @@ class SamplingFound:
 
     kind: str  # fully sampled, lines or points
     pattern: str  # in words
-    acceleration: float  # all lines (points) over those measured
+    acceleration: float  # lines (points) that are not zero-filled over those measured
+    acceleration_all: float  # the same of all lines (points), as fastMRI counts
     acceleration_outside: float | None  # the same outside the ACS and within the measured extent
     acs: tuple[int, int]  # rows and columns of the fully sampled centre
     spacing: float | None  # a of equispaced lines
@@ -124,7 +125,8 @@ def _lines(mask: Tensor, rows: int, padding: tuple[int, int]) -> SamplingFound:
     return SamplingFound(
         kind="lines",
         pattern=pattern,
-        acceleration=achieved_acceleration(mask),
+        acceleration=achieved_acceleration(mask, sum(padding)),
+        acceleration_all=achieved_acceleration(mask),
         acceleration_outside=extent / len(outside) if len(outside) else None,
         acs=(rows, acs.stop - acs.start),
         spacing=spacing,
@@ -143,7 +145,7 @@ def _overlap(points: Tensor, valid: Tensor, y: int, x: int) -> float:
     return float((points[here] & points[there] & both).sum() / (points[here] & both).sum().clamp_min(1))
 
 
-def _points(mask: Tensor) -> SamplingFound:
+def _points(mask: Tensor, padding: tuple[int, int]) -> SamplingFound:
     rows, columns = acs_region(mask)
     valid = torch.ones_like(mask, dtype=torch.bool)
     valid[rows, columns] = False
@@ -172,7 +174,8 @@ def _points(mask: Tensor) -> SamplingFound:
     return SamplingFound(
         kind="points",
         pattern=pattern,
-        acceleration=achieved_acceleration(mask),
+        acceleration=achieved_acceleration(mask, sum(padding)),
+        acceleration_all=achieved_acceleration(mask),
         acceleration_outside=float(valid.sum() / points.sum()) if points.any() else None,
         acs=acs,
         spacing=None,
@@ -182,6 +185,12 @@ def _points(mask: Tensor) -> SamplingFound:
     )
 
 
+def acceleration_text(acceleration: float, of_all: float) -> str:
+    """R of the lines that could be measured, and that of all lines where the scanner zero-filled some."""
+    text = f"R = {acceleration:.2f}"
+    return text if acceleration == of_all else f"{text}, {of_all:.2f} with the zero-filled lines"
+
+
 def recognise(mask: Tensor | None, shape: tuple[int, int], padding: tuple[int, int] = (0, 0)) -> SamplingFound:
     """The sampling of a `mask` (kx,) or (ky, kx) of k-space of `shape` (ky, kx); None is fully sampled.
 
@@ -189,13 +198,14 @@ def recognise(mask: Tensor | None, shape: tuple[int, int], padding: tuple[int, i
     """
     n_y, n_x = shape
     if mask is not None:
-        return _lines(mask.cpu(), n_y, padding) if mask.ndim == 1 else _points(mask.cpu())
+        return _lines(mask.cpu(), n_y, padding) if mask.ndim == 1 else _points(mask.cpu(), padding)
     measured = torch.zeros(n_x)
     measured[padding[0] : n_x - padding[1]] = 1
     return SamplingFound(
         kind="fully sampled",
         pattern="every line" if padding == (0, 0) else "every line between the empty edges",
-        acceleration=achieved_acceleration(measured),
+        acceleration=1.0,
+        acceleration_all=achieved_acceleration(measured),
         acceleration_outside=None,
         acs=(n_y, n_x - sum(padding)),
         spacing=None,

@@ -28,6 +28,7 @@ class Slice:
     scale: float  # scanner units per scaled unit
     reference: Tensor | None  # (y, x) magnitude of the fully sampled scan, scaled units, where it is known
     noise_from: str = "known"  # where sigma0 and the whitening come from, in words
+    coil_energy: float | None = None  # share of the calibration data's that virtual coils keep; None: not compressed
 
     def operator(self) -> LinearOperator:
         """A = M F S of this slice."""

@@ -1,7 +1,7 @@
 """Writer of raw data in the fastMRI HDF5 layout (Zbontar et al., arXiv 1811.08839), the counterpart of its reader.
 
 kspace                (slice, coil, readout, phase) complex64, centred, one chunk a slice
-mask                  (phase,) float32, only of an undersampled scan, whose other lines are zero
+mask                  (phase,), or (readout, phase) of points, float32: 0 where an undersampled scan was set to zero
 ismrmrd_header        XML: matrix sizes, fields of view, limits of the phase encodes
 reconstruction_rss    (slice, y, x) float32: RSS of the fully sampled k-space, noise and all, cropped to reconSpace
 """
@@ -74,8 +74,9 @@ class Layout:
 def write_fastmri(path: Path, kspace: Iterable[Tensor], layout: Layout, mask: Tensor | None, name: str) -> None:
     """Write fully sampled k-space (coil, readout, phase), a slice at a time, to a new file.
 
-    `mask` (phase,) of 0 and 1 undersamples it on the way. `name` becomes the attribute `patient_id`. Equal arguments
-    give equal bytes. Raises OSError where the disk refuses, ValueError for slices that `layout` does not announce.
+    `mask` (phase,) or (readout, phase) of 0 and 1 undersamples it on the way. `name` becomes the attribute
+    `patient_id`. Equal arguments give equal bytes. Raises OSError where the disk refuses, ValueError for slices that
+    `layout` does not announce.
     """
     slices, coils, n_y, n_x = layout.shape
     with h5py.File(path, "w") as file:

@@ -238,6 +238,8 @@ def test_achieved_acceleration() -> None:
     assert achieved_acceleration(torch.zeros(4)) == np.inf
     assert achieved_acceleration(torch.eye(6)) == 6
     assert achieved_acceleration(torch.eye(6, 9, dtype=torch.bool)) == 9
+    assert achieved_acceleration(torch.tensor([0, 1.0, 0, 0, 1, 0]), zero_filled=2) == 2
+    assert achieved_acceleration(torch.eye(6, 9), zero_filled=3) == 6
 
 
 @pytest.mark.parametrize(("shape", "acceleration", "fraction"), [((64, 64), 4, 0.08), ((90, 61), 8, 0.04)])

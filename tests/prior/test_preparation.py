@@ -156,6 +156,23 @@ def test_only_what_changed_is_prepared_anew(into, folder) -> None:
     assert into()[1] == 0  # what other settings made did not replace it
 
 
+def test_scans_of_more_coils_are_compressed_to_the_protocols(into, folder) -> None:
+    data, _ = into()
+    compressed, made = into(PROTOCOL.model_copy(update={"coils": 4}))
+    assert made == 7
+    assert not set(files(compressed)) & set(files(data))
+    assert [item.coils for item in compressed.items] == [4] * 7
+    assert [item.coils for item in data.items] == [4, 4, 5, 5, 5, 4, 4]
+    for ours, stored, whole in zip(items(compressed), compressed.items, items(data), strict=True):
+        if stored.scan.manifest["input"]["name"] == "scan1.h5":
+            raw, r = open_scan(folder / "scan1.h5"), stored.scan.acceleration[stored.n]
+            mask = undersampling_mask(raw, PROTOCOL.sampling, r, 0, stored.n)
+            assert torch.equal(ours.kspace, prepare(raw, stored.n, undersample=mask, coils=4).kspace)
+        else:  # has no more than 4
+            assert torch.equal(ours.kspace, whole.kspace)
+    assert into(PROTOCOL.model_copy(update={"coils": 4}))[1] == 0
+
+
 def test_the_manifest_says_what_a_file_was_made_from(into, folder) -> None:
     data, _ = into()
     stat = (folder / "scan0.h5").stat()
@@ -168,6 +185,7 @@ def test_the_manifest_says_what_a_file_was_made_from(into, folder) -> None:
         "center_fraction": 0.2,
         "seed": 0,
     }
+    assert manifest["coils"] is None
     assert manifest["left_out"] == {}
     assert CachedScan.open(files(data)[2]).manifest["undersampling"] is None
     assert b"Q4711Z" not in files(data)[0].read_bytes()  # the inputs carry a patient_id

@@ -50,6 +50,8 @@ def test_a_scan_far_from_the_protocols_acceleration_is_refused() -> None:
 
 def test_what_has_no_weights_is_refused() -> None:
     with pytest.raises(MrgenError, match="samples points"):
-        line_probability(torch.ones(8, 8), Sampling())
+        line_probability(torch.ones(48, 40), Sampling(pattern="poisson-disc"))
+    with pytest.raises(MrgenError, match=r"Poisson-disc mask .* has no closed form, so GSURE has no weights for it"):
+        line_probability(torch.ones(40), Sampling(pattern="poisson-disc"))
     with pytest.raises(MrgenError, match="cannot sample 64 lines with R = 4: a centre of"):
         line_probability(torch.ones(64), Sampling(acceleration=(4.0,), center_fraction=0.5), 4.0)

@@ -26,9 +26,13 @@ def make_result(reference: bool = True, slices: int = 3) -> output.Result:
         std=0.1 * truth,
         reference=truth if reference else None,
         mask=(np.arange(20) % 2).astype(np.float32),
+        zero_filled=1,
         first_slice=4,
         sigma0=[0.01] * slices,
         noise_from="image background",
+        coils=8,
+        virtual_coils=None,
+        coil_energy=[],
         seed=5,
         samples=8,
         prior_sha256="ab" * 32,
@@ -47,7 +51,8 @@ def test_the_volume_file_holds_images_mask_and_provenance(tmp_path):
             assert np.array_equal(file[name][()], image)
             assert file[name].dtype == np.float32
         assert {**file.attrs} == {
-            "R": 2.0,
+            "R": 1.9,  # of the 19 lines that are not zero-filled
+            "zero_filled_lines": 1,
             "seed": 5,
             "n_samples": 8,
             "prior_sha256": "ab" * 32,
@@ -71,6 +76,7 @@ def test_the_report_gives_every_figure_per_slice_and_volume(tmp_path):
         second = report["metrics"]["slices"][1]
         assert second["slice"] == 5
         assert second[name]["psnr"] == psnr(image[1], truth[1], peak)
+    assert (report["R"], report["R_of_all_lines"], report["zero_filled_lines"]) == (1.9, 2.0, 1)
     assert report["std_relative_sampling_error"] == pytest.approx(0.267, abs=1e-3)
     assert "scalar fit" in report["metrics"]["definitions"]
 

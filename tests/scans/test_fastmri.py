@@ -148,7 +148,7 @@ def test_the_geometry_comes_from_the_header(write_scan, phantom, header):
 
 
 def test_axis_0_is_believed_where_the_header_lists_other_slices(write_scan, phantom, header):
-    listed = "<slice><minimum>0</minimum><maximum>15</maximum><center>8</center></slice></encodingLimits>"
+    listed = "<slice><minimum>0</minimum><maximum> 15\n</maximum><center>8</center></slice></encodingLimits>"
     xml = header((64, 48)).replace("</encodingLimits>", listed)
     scan = open_fastmri(write_scan(kspace=phantom(slices=3), ismrmrd_header=xml))
     assert scan.slices == 3

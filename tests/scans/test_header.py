@@ -71,6 +71,12 @@ def test_crop_and_padding():
     assert header.cropped(0, 300) == 300  # not the encoded matrix
     coarse = parse_header(FULL.replace("<z>48</z>", "<z>60</z>").replace("<x>280</x>", "<x>560</x>"))
     assert (coarse.cropped(0, 384), coarse.cropped(2, 20)) == (384, 20)  # coarser pixels, not a smaller field of view
+    assert header.cropped(2, 1) == 1  # slices excited one by one
+    unsized = parse_header(FULL.replace("<z>60.0</z>", ""))  # of no field of view across the slices
+    assert (unsized.slab, unsized.cropped(2, 20)) == (None, 16)
+    flat = parse_header(FULL, 1)
+    assert [flat.cropped(axis, n) for axis, n in enumerate((64, 32, 1))] == [32, 32, 1]
+    assert parse_header(FULL.replace("<z>20</z>", "<z>1</z>")).cropped(2, 1) == 1  # recon z: the number of slices
     assert header.padding(144) == (72 - 54, 144 - 18 - 106)
     assert header.padding(100) == (0, 0)
 

@@ -7,6 +7,7 @@ from mrgen.errors import MrgenError
 from mrgen.physics.fourier import ifft2c
 from mrgen.physics.masks import achieved_acceleration, fastmri_rng, sampling_mask
 from mrgen.physics.noise import whiten, whitening_matrix
+from mrgen.posterior.baselines import cg_sense
 from mrgen.scans.fastmri import open_fastmri
 from mrgen.scans.prepare import default_center_fraction, noise_covariance, prepare_slice, undersampling_mask
 from mrgen.settings import Sampling
@@ -95,6 +96,54 @@ def test_the_input_is_left_alone(phantom):
     before = raw.clone()
     prepare_slice(raw, centre_mask(48), undersample=centre_mask(48, 2), keep_reference=True)
     assert torch.equal(raw, before)
+
+
+def test_virtual_coils_lose_what_they_say_and_keep_the_noise_white(phantom):
+    shape = (160, 128)
+    noise, _ = correlated_noise(12, shape)
+    raw = 400 * phantom(coils=12, shape=shape, noise=0)[0] + noise
+    mask = centre_mask(128, 2, 16)
+    whole = prepare_slice(raw, None, undersample=mask, keep_reference=True)
+    image = cg_sense(whole, 0.001, 30)
+    lost = []
+    for coils in (1, 2, 4, 12):
+        fewer = prepare_slice(raw, None, undersample=mask, coils=coils, keep_reference=True)
+        assert fewer.maps.shape == fewer.kspace.shape == (coils, *shape)
+        assert (fewer.sigma0, fewer.scale) == (whole.sigma0, whole.scale)
+        assert torch.equal(fewer.reference, whole.reference)
+        lost.append(1 - fewer.coil_energy)
+        other = cg_sense(fewer, 0.001, 30)  # its phase is that of other coils
+        error = float((other.abs() - image.abs()).square().sum() / image.abs().square().sum())
+        assert error < lost[-1] + 1e-5, f"{coils} coils"
+        # the matrix that takes raw to prepared k-space takes the noise to white noise of std sigma0
+        samples, kept = raw[:, :, mask > 0].flatten(1), fewer.kspace[:, :, mask > 0].flatten(1)
+        matrix = torch.linalg.lstsq(samples.T, kept.T).solution.T
+        whitener = whitening_matrix(noise_covariance(raw, None)[0])
+        cov = torch.linalg.inv(whitener) @ torch.linalg.inv(whitener).mH
+        white = matrix @ cov @ matrix.mH / fewer.sigma0**2
+        torch.testing.assert_close(white, torch.eye(coils) + 0j, rtol=0, atol=1e-3)
+    assert whole.coil_energy is None
+    assert lost[0] > 0.1 > lost[1] > 0.01 > lost[2] > 1e-4 > lost[3]
+
+
+def test_the_virtual_coils_are_those_of_the_whitened_calibration_data(phantom):
+    noise, _ = correlated_noise(6, (96, 80))
+    raw = 40 * phantom(coils=6, shape=(96, 80), noise=0)[0] + noise
+    apart = 3 * raw[:, 36:60, 28:52]
+    whitener = whitening_matrix(noise_covariance(raw, None)[0])
+    for calibration, centre in ((None, raw[:, 24:72, 32:49]), (apart, apart)):  # at most 48 readout samples
+        undersample = centre_mask(80, 4, 8) if calibration is None else None
+        power = torch.linalg.svdvals(whiten(centre, whitener).flatten(1)).square()
+        found = prepare_slice(
+            raw, None, undersample=undersample, calibration=calibration, coils=2, keep_reference=False
+        )
+        assert found.coil_energy == pytest.approx(float(power[:2].sum() / power.sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("coils", [0, 5])
+def test_virtual_coils_that_cannot_be_are_refused(phantom, coils):
+    with pytest.raises(MrgenError, match=f"cannot compress 4 coils to {coils}: expected 1 to 4"):
+        prepare_slice(phantom()[0], None, coils=coils, keep_reference=False)
 
 
 @pytest.mark.parametrize("found", [0, 3])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mrgen.physics.masks import sampling_mask
-from mrgen.scans.recognise import recognise
+from mrgen.scans.recognise import acceleration_text, recognise
 
 
 def drawn(
@@ -77,7 +77,20 @@ def test_partial_fourier_names_its_side():
     assert recognise(None, (64, 128), (0, 40)).partial_fourier == "right side missing, 88 of 128 lines (69%) spanned"
     full = recognise(None, (64, 128), (20, 21))
     assert (full.kind, full.partial_fourier, full.acs) == ("fully sampled", None, (64, 87))
-    assert full.acceleration == pytest.approx(128 / 87)
+    assert full.acceleration == 1
+    assert full.acceleration_all == pytest.approx(128 / 87)
+
+
+def test_zero_filled_lines_are_counted_apart():
+    mask = drawn("equispaced", 128, 4, 0.08, 0)
+    mask[:20] = mask[107:] = 0
+    found = recognise(mask, (64, 128), (20, 21))
+    kept = float(mask.sum())
+    assert (found.acceleration, found.acceleration_all) == (87 / kept, 128 / kept)
+    points = recognise(mask.expand(64, -1), (64, 128), (20, 21))
+    assert (points.acceleration, points.acceleration_all) == (87 / kept, 128 / kept)
+    assert acceleration_text(87 / 23, 128 / 23) == "R = 3.78, 5.57 with the zero-filled lines"
+    assert acceleration_text(4, 4) == "R = 4.00"
 
 
 def test_few_lines_are_not_judged():
