@@ -5,7 +5,7 @@
 A numerical head of 320 x 320, seen by a ring of 15 loops, with white noise of three stds (99th percentile of the image:
 1). Both get the central 24 x 24 samples; mrgen is told the std, BART's `ecalib` is not. The error at a pixel is
 1 - |<s, s_true>| of unit vectors over the coils, 0 where they agree up to a phase and 1 where a map is missing; its
-mean is over the head. The time is the median of five runs, taken in turns, after one that warms up. BART's holds reading
+mean is over the head. The time is the median of five runs, taken in turns, after one to warm up. BART's holds reading
 and writing files, which mrgen need not: `bart copy` of the k-space, which moves as much, is timed too and taken off.
 
 BART (mrirecon.github.io/bart, the Debian package bart) has to be installed; OMP_NUM_THREADS holds for both.
