@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import h5py
+import pytest
+import torch
+
+from mrgen.physics.fourier import fft2c
 from mrgen.prior.files import load_prior
 from mrgen.settings import Protocol, load
 
@@ -39,3 +45,41 @@ def test_tiny_training_makes_a_prior_and_resumes(tmp_path: Path) -> None:
     text = run()
     assert "6 slices, 0 of them new" in text
     assert "resuming prior.safetensors at step 3 of 3" in text
+
+
+def folded_scan(path: Path) -> Path:
+    """A disc of texture, wider than the field of view, seen by eight coils, in the fastMRI layout."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1.5, 1.5, 96), indexing="ij")
+    angle = torch.arange(8)[:, None, None] * torch.pi / 4
+    seen = torch.exp(-((y - 1.6 * angle.sin()) ** 2 + (x - 1.6 * angle.cos()) ** 2) / 2 + 1j * angle)
+    image = seen * ((y / 0.7) ** 2 + (x / 1.1) ** 2 < 1) * (1 + 0.5 * torch.cos(11 * x) * torch.sin(9 * y))
+    wrapped = sum(torch.nn.functional.pad(image, (48, 48)).unflatten(-1, (3, 64)).unbind(-2))
+    noise = torch.randn(8, 64, 64, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    with h5py.File(path, "w") as file:
+        file["kspace"] = (fft2c(wrapped) + 0.005 * noise)[None].numpy()
+    return path
+
+
+def test_two_sets_explain_a_wrapped_scan_and_one_does_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = runpy.run_path(str(ROOT / "examples" / "two_sets_of_maps.py"))
+    script["main"]([str(folded_scan(tmp_path / "folded.h5")), "-o", str(tmp_path / "out.png")])
+    text = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")][1:]
+    assert [row[:2] for row in rows] == [["1", "1"], ["1", "2"], ["2", "1"], ["2", "2"]]
+    unexplained = [float(row[3].split()[0]) / float(row[3].split("(")[1][:-1]) for row in rows]
+    assert unexplained[0] > 1.5
+    assert unexplained[1] == pytest.approx(1, abs=0.1)
+    assert unexplained[2] > 1.5 * unexplained[3]
+    folded = [float(row[4]) for row in rows]
+    assert folded[1] < folded[0] / 3
+    assert folded[3] < folded[2] / 1.5
+    assert (tmp_path / "out.png").stat().st_size > 10_000
+
+
+def test_two_sets_want_a_fully_sampled_scan(tmp_path: Path) -> None:
+    with h5py.File(folded_scan(tmp_path / "folded.h5"), "r+") as file:
+        file["kspace"][..., 1:20:2] = 0
+        file["mask"] = (file["kspace"][0, 0, 0] != 0).astype("f4")
+    script = runpy.run_path(str(ROOT / "examples" / "two_sets_of_maps.py"))
+    with pytest.raises(SystemExit, match=r"error: folded.h5 is undersampled: expected a fully sampled scan"):
+        script["main"]([str(tmp_path / "folded.h5")])

@@ -45,3 +45,9 @@ def centre_pad(array: Tensor, shape: tuple[int, int]) -> Tensor:
     padded = array.new_zeros((*array.shape[:-2], *shape))
     centre_crop(padded, (array.shape[-2], array.shape[-1])).copy_(array)
     return padded
+
+
+def centre_fit(array: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Crop or zero-pad each of the last two axes to `shape`, whichever it needs."""
+    inner = min(array.shape[-2], shape[0]), min(array.shape[-1], shape[1])
+    return centre_pad(centre_crop(array, inner), shape)

@@ -34,7 +34,7 @@ from torch import Tensor
 from mrgen.errors import MrgenError
 from mrgen.scans.scan import Slice
 
-FORMAT = "mrgen-slices-1"  # count up when preparation gives other slices than before: stored ones are then left alone
+FORMAT = "mrgen-slices-2"  # count up when preparation gives other slices than before: stored ones are then left alone
 
 
 @dataclass(frozen=True)

@@ -53,12 +53,7 @@ def measured_coils(scan: Scan) -> tuple[Maps, Tensor]:
     covariance, _ = noise_covariance(scan.read_slice(index), scan.mask, scan.noise)
     factor: Tensor = torch.linalg.inv(whitening_matrix(covariance))
     weight = ((slice_.maps.conj() * ifft2c(slice_.kspace)).sum(0).abs() - 3 * slice_.sigma0).clamp(0, 1).square()
-    # ESPIRiT's phase turns around any point that its virtual reference coil does not see. Of the real coils one is
-    # chosen that sees everything: that whose weakest sensitivity, but for 0.5 % of the object, is the strongest.
-    raw = torch.einsum("dc,cyx->dyx", factor, slice_.maps)
-    seen = (raw.abs() / raw.norm(dim=0))[:, weight > 0.01 * weight.max()]
-    reference = raw[seen.quantile(0.005, dim=1).argmax()]
-    coefficients = fit_cosines(slice_.maps * torch.exp(-1j * reference.angle()), weight)
+    coefficients = fit_cosines(slice_.maps, weight)
 
     def maps(shape: tuple[int, int], z: float) -> Tensor:
         b_y, b_x = (_cosines(n) + 0j for n in shape)

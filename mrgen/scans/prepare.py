@@ -18,7 +18,7 @@ from torch import Tensor
 from mrgen.errors import MrgenError
 from mrgen.physics.compression import compression_matrix
 from mrgen.physics.espirit import espirit_maps
-from mrgen.physics.fourier import centre_crop, centre_pad, ifft2c
+from mrgen.physics.fourier import centre_fit, ifft2c
 from mrgen.physics.masks import acs_lines, acs_region, fastmri_rng, sampling_mask
 from mrgen.physics.noise import background_covariance, covariance, undersampled_covariance, whiten, whitening_matrix
 from mrgen.scans.scan import Scan, Slice
@@ -98,12 +98,6 @@ def calibration_region(sampled: Tensor, rows: int) -> tuple[slice, slice]:
     return region
 
 
-def _embed(centre: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Calibration data (coil, ay, ax) on the grid of the k-space; what reaches beyond it is cut off."""
-    inner = min(centre.shape[-2], shape[0]), min(centre.shape[-1], shape[1])
-    return centre_pad(centre_crop(centre, inner), shape)
-
-
 def calibration_data(raw: Tensor, sampled: Tensor, calibration: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The fully sampled centre of k-space on the grid of `raw` (coil, ky, kx), and its part for ESPIRiT (coil, ay, ax).
 
@@ -119,7 +113,7 @@ def calibration_data(raw: Tensor, sampled: Tensor, calibration: Tensor | None = 
     apart = calibration.to(raw)
     a_y, a_x = apart.shape[-2:]
     rows, columns = _central(a_y, slice(0, a_y), _READOUTS), _central(a_x, slice(0, a_x), CALIBRATION_LINES)
-    return _embed(apart, (n_y, n_x)), apart[:, rows, columns]
+    return centre_fit(apart, (n_y, n_x)), apart[:, rows, columns]
 
 
 def prepare_slice(
