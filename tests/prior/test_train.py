@@ -218,6 +218,14 @@ def test_a_prior_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert prior.sha256 == again.sha256
 
 
+@pytest.mark.parametrize("basis", ["fourier", "sense"])
+@pytest.mark.parametrize("objective", ["ambient-tweedie", "ambient"])
+def test_the_other_objectives_train_and_are_named(tmp_path: Path, objective: str, basis: str) -> None:
+    settings = protocol(objective=objective, basis=basis, steps=2)
+    prior = load_prior(train(slices(), settings, tmp_path / "prior.safetensors", report=silent))
+    assert prior.metadata["objective"] == f"{objective}-{basis}"
+
+
 def test_files_that_are_no_prior_are_refused(tmp_path: Path) -> None:
     good = train(slices(), protocol(), tmp_path / "prior.safetensors", report=silent)
     weights, metadata = read_safetensors(good)
