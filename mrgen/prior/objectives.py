@@ -30,13 +30,14 @@ is white with std sigma_t for ANY A: along a singular direction s its variance i
 sigma_t^2 (2 lambda s^2 + s^4 + lambda^2) / (s^2 + lambda)^2. Every level can be reached, with lambda large enough.
 
 The trace is estimated by one probe b of unit modulus and uniform phase, E Re(b^H J b) = Re tr J, with one
-directional derivative. It is left out at sigma_t > DIVERGENCE_RANGE sigma0, where by Tweedie's formula
-(tr J = risk / sigma_t^2) it is below 2 / DIVERGENCE_RANGE^2 = 0.5 % of the risk, in the SENSE basis times the
-amplification ||(A^H A + lambda)^-1|| of noise at most.
+directional derivative. By Tweedie's formula (tr J = risk / sigma_t^2) the term is 2 sigma0^2 / sigma_t^2 of the risk,
+in the SENSE basis times the amplification ||(A^H A + lambda)^-1|| of noise at most, so it is rarely worth its cost at
+high noise: it is taken with probability q = min(1, (DIVERGENCE_RANGE sigma0 / sigma_t)^2) and counted 1/q times, which
+keeps the expectation.
 
-Cost of a step beside `supervised`, which takes 1 network image an item: `gsure` 2 at sigma_t < DIVERGENCE_RANGE sigma0,
-else 1, the others 1. Fourier basis: a handful of Fourier transforms of one image. SENSE basis: those of all coils, and
-`cg_iterations` of A^H A, for `gsure` twice at sigma_t < DIVERGENCE_RANGE sigma0.
+Cost of a step beside `supervised`, which takes 1 network image an item: `gsure` 1 + q, the others 1. Fourier basis: a
+handful of Fourier transforms of one image. SENSE basis: those of all coils, and `cg_iterations` of A^H A, for `gsure`
+1 + q times.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ from mrgen.physics.operators import line_normal, sense
 from mrgen.prior.denoiser import Denoise
 from mrgen.settings import Training
 
-DIVERGENCE_RANGE = 20.0
+DIVERGENCE_RANGE = 1.0  # sigma_t / sigma0 up to which every item has its trace; it sets the cost, not the risk
 SLOPE_STEP = 0.25  # of sigma_t: large enough for bfloat16, small against the noise that D averages over anyway
 
 
@@ -108,18 +109,18 @@ def _broadcast(values: Tensor, like: Tensor) -> Tensor:
 
 
 def denoise_with_slope(
-    denoise: Denoise, u: Tensor, direction: Tensor, sigma: Tensor, near: Tensor
+    denoise: Denoise, u: Tensor, direction: Tensor, sigma: Tensor, chosen: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """D(u) (batch, y, x), and J_D(u) direction (near, y, x) for the items whose indices are `near`.
+    """D(u) (batch, y, x), and J_D(u) direction (chosen, y, x) for the items whose indices are `chosen`.
 
     The derivative is a finite difference over a step of rms SLOPE_STEP * sigma, exact for a linear D; it costs one
     more image in the same call, where a double backward or forward-mode derivative costs two.
     """
     rms = direction.abs().square().flatten(1).mean(1).sqrt().clamp_min(1e-12)
-    step = _broadcast(SLOPE_STEP * sigma[near] / rms, direction)
-    out = denoise(torch.cat([u, u[near] + step * direction]), torch.cat([sigma, sigma[near]]))
+    step = _broadcast(SLOPE_STEP * sigma[chosen] / rms, direction)
+    out = denoise(torch.cat([u, u[chosen] + step * direction]), torch.cat([sigma, sigma[chosen]]))
     xhat = out[: len(u)]
-    return xhat, (out[len(u) :] - xhat[near]) / step
+    return xhat, (out[len(u) :] - xhat[chosen]) / step
 
 
 def _present(maps: Tensor) -> Tensor:
@@ -139,7 +140,7 @@ class Input:
     c: Tensor  # times this, broadcasts against y
     weights: Tensor  # diagonal of W on the sampled points, as y
     forward: Callable[[Tensor], Tensor]  # A
-    ends: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # b (near, ...), near -> A^H W b, B b, both (near, y, x)
+    ends: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (b, chosen) -> A^H W b, B b of those items
 
 
 def sense_input(
@@ -156,10 +157,10 @@ def sense_input(
         normal, shift = line_normal(maps, lines), _broadcast(shift, rhs)
         return conjugate_gradient(lambda x: normal(x) + shift * x, rhs, iterations=training.cg_iterations)
 
-    def ends(b: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
-        maps, lines = batch.maps[near], used[near]
+    def ends(b: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        maps, lines = batch.maps[chosen], used[chosen]
         part = sense(maps, lines)
-        return part.adjoint(weights[near] * b), solve(part.adjoint(b), maps, lines, lam[near])
+        return part.adjoint(weights[chosen] * b), solve(part.adjoint(b), maps, lines, lam[chosen])
 
     e1 = complex_noise(y, generator)
     e2, e3 = (complex_noise(batch.maps[:, 0], generator) for _ in range(2))
@@ -182,8 +183,8 @@ def fourier_input(
     c = _broadcast((sigma_t.square() - batch.sigma0.square()).clamp_min(0).sqrt(), y)
     e = complex_noise(y, generator)
 
-    def ends(b: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
-        return ifft2c(weights[near] * b), ifft2c(used[near] * b)
+    def ends(b: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        return ifft2c(weights[chosen] * b), ifft2c(used[chosen] * b)
 
     u = ifft2c(used * (y + c * e) + (1 - used) * _broadcast(sigma_t, y) * e)
     return Input(u, sigma_t, y, used, e, c, weights, lambda x: mask * fft2c(x), ends)
@@ -197,14 +198,15 @@ def gsure(
 ) -> Tensor:
     """Weighted projected risk per pixel (batch,) at noise levels `sigma_t` (batch,), by the divergence."""
     given = INPUTS[training.basis](batch, batch.mask, sigma_t, 0.0, generator, training)
-    near = (given.sigma_t < DIVERGENCE_RANGE * batch.sigma0).nonzero().flatten()
+    q = (DIVERGENCE_RANGE * batch.sigma0 / given.sigma_t).square().clamp_max(1)
+    chosen = (uniform(q, generator) < q).nonzero().flatten()
     b = unit_phase(given.y, generator)
-    if len(near) == 0:
-        xhat, trace = denoise(given.u, given.sigma_t), torch.zeros_like(sigma_t)
+    if len(chosen) == 0:
+        xhat, trace = denoise(given.u, given.sigma_t), torch.zeros_like(q)
     else:
-        left, right = given.ends(b[near], near)
-        xhat, slope = denoise_with_slope(denoise, given.u, right, given.sigma_t, near)
-        trace = torch.zeros_like(sigma_t).index_add(0, near, _per_item((left.conj() * slope).real))
+        left, right = given.ends(b[chosen], chosen)
+        xhat, slope = denoise_with_slope(denoise, given.u, right, given.sigma_t, chosen)
+        trace = torch.zeros_like(q).index_add(0, chosen, _per_item((left.conj() * slope).real) / q[chosen])
     residual = _per_item(given.weights * (given.forward(xhat) - given.y).abs().square())
     return (residual + batch.sigma0.square() * (2 * trace - _per_item(given.weights))) / xhat[0].numel()
 

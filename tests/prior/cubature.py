@@ -90,6 +90,8 @@ def expectation(
         return both.repeat(len(like) // len(both), 1).reshape(like.shape)
 
     def kept(like: Tensor, generator: torch.Generator) -> Tensor:
+        if like.ndim == 1:  # whether an item has its trace
+            return torch.zeros_like(like)
         assert stays is not None
         return torch.where(stays > 0, 0.0, 1.0).expand_as(like)
 
@@ -97,6 +99,8 @@ def expectation(
         patch.setattr(objectives, "complex_noise", noise)
         patch.setattr(objectives, "unit_phase", probe)
         patch.setattr(objectives, "uniform", kept)
+        if objectives.DIVERGENCE_RANGE > 0:
+            patch.setattr(objectives, "DIVERGENCE_RANGE", 1e9)  # every item has its trace
         level = torch.full((total,), sigma_t, dtype=torch.float64)
         values = OBJECTIVES[training.objective](denoise, batch, level, torch.Generator(), training)
     return float(values.mean())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mrgen.physics.operators import Fourier, sense
 from mrgen.prior import objectives
-from mrgen.prior.objectives import MeasuredBatch, ambient
+from mrgen.prior.objectives import MeasuredBatch, ambient, gsure
 from mrgen.settings import Training
 
 SIGMA0, SIGMA_T = 0.5, 0.8  # sigma_t > sqrt(2) sigma0, so that every objective keeps it
@@ -204,31 +204,58 @@ def test_ambient_drops_lines_from_the_input_alone(basis: str) -> None:
     torch.testing.assert_close(values, torch.full_like(values, (9 * 4 + 2) / n))  # all sampled lines are compared
 
 
-@pytest.mark.parametrize("sigma0", [0.1, 0.02])
-def test_the_trace_left_out_is_the_stated_share_of_the_risk(sigma0: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a Gaussian with its Wiener filter: 2 / DIVERGENCE_RANGE^2 in the Fourier basis, whatever the mask."""
-    sigma_t, p = 1.0001 * objectives.DIVERGENCE_RANGE * sigma0, 0.8
-    gain = p / (p + sigma_t**2)
+@pytest.mark.parametrize("sigma0", [0.5, 0.1, 0.02])
+def test_the_share_of_the_trace_in_the_risk(sigma0: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a Gaussian with its Wiener filter: 2 sigma0^2 / sigma_t^2, in the Fourier basis whatever the mask."""
+    sigma_t, p = 0.7, 0.8
+    gain, share = p / (p + sigma_t**2), 2 * sigma0**2 / sigma_t**2
     common: dict[str, Any] = {"sigma0": sigma0, "sigma_t": sigma_t, "mask": MASK, "weights": WEIGHTS, "power": p}
-    common["maps"] = torch.ones(1, *SHAPE, dtype=DTYPE)
 
-    def both(basis: str, denoise: Callable[[Tensor, Tensor], Tensor], **changes: Any) -> tuple[float, float]:
+    def found(basis: str, denoise: Callable[[Tensor, Tensor], Tensor], **changes: Any) -> float:
         settings = training("gsure", basis, **changes)
-        without = expectation(settings, denoise, **common)
+        whole = expectation(settings, denoise, **common)
         with monkeypatch.context() as patch:
-            patch.setattr(objectives, "DIVERGENCE_RANGE", 1e9)
-            return without, expectation(settings, denoise, **common)
+            patch.setattr(objectives, "DIVERGENCE_RANGE", 0.0)
+            return 1 - expectation(settings, denoise, **common) / whole
 
-    skipped, whole = both("fourier", lambda u, sigma: gain * u)
-    assert 1 - skipped / whole == pytest.approx(2 / objectives.DIVERGENCE_RANGE**2, rel=1e-3)
+    common["maps"] = torch.ones(1, *SHAPE, dtype=DTYPE)
+    assert found("fourier", lambda u, sigma: gain * u) == pytest.approx(share, rel=1e-5)
 
     common["maps"] = unit_maps(2)
-    for lam in (0.01, 0.1):
-        normal = sense(common["maps"], MASK).dense()
-        normal = normal.mH @ normal
+    normal = sense(common["maps"], MASK).dense()
+    normal = normal.mH @ normal
+    for lam in (0.3, 0.6):
         inverse = torch.linalg.inv(normal + lam * torch.eye(N))
         g = normal @ inverse
-        k = p * g @ torch.linalg.inv(p * g @ g + sigma_t**2 * torch.eye(N))
-        skipped, whole = both("sense", Linear(k, 0 * k), lambda_min=lam)
+        wiener = p * g @ torch.linalg.inv(p * g @ g + sigma_t**2 * torch.eye(N))
         amplification = float(torch.linalg.eigvalsh(inverse).max())
-        assert 0 < 1 - skipped / whole < 2 / objectives.DIVERGENCE_RANGE**2 * amplification
+        assert 0 < found("sense", Linear(wiener, 0 * wiener), lambda_min=lam) < share * amplification
+
+
+def test_a_trace_that_is_taken_more_rarely_counts_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four items with the same numbers at sigma_t = 2 sigma0 one has its trace: the mean is that of all four."""
+    g = torch.Generator().manual_seed(0)
+    maps, mask = unit_maps(2).expand(4, -1, -1, -1), MASK.expand(4, 1, 1, -1).double()
+    y = mask * torch.randn(1, 2, *SHAPE, dtype=DTYPE, generator=g).expand(4, -1, -1, -1)
+    batch = MeasuredBatch(y, mask, maps, WEIGHTS.expand(4, 1, 1, -1), torch.full((4,), SIGMA0, dtype=torch.float64))
+    level, shown = torch.full((4,), 2 * SIGMA0, dtype=torch.float64), []
+
+    def denoise(u: Tensor, sigma: Tensor) -> Tensor:
+        shown.append(len(u))
+        return Linear.random(1)(u, sigma)
+
+    def values(numbers: list[float], basis: str) -> Tensor:
+        monkeypatch.setattr(objectives, "complex_noise", lambda like, _: torch.ones_like(like))
+        monkeypatch.setattr(objectives, "unit_phase", lambda like, _: torch.ones_like(like))
+        monkeypatch.setattr(objectives, "uniform", lambda like, _: torch.tensor(numbers))
+        return gsure(denoise, batch, level, torch.Generator(), training("gsure", basis))
+
+    for basis in ("sense", "fourier"):
+        some, none = values([0.9, 0.24, 0.26, 0.5], basis), values([0.9] * 4, basis)
+        with monkeypatch.context() as patch:
+            patch.setattr(objectives, "DIVERGENCE_RANGE", 2.0)
+            whole = values([0.9] * 4, basis)
+        torch.testing.assert_close(some.mean(), whole.mean())
+        torch.testing.assert_close(some[[0, 2, 3]], none[[0, 2, 3]])
+        assert abs(whole[0] - none[0]) > 0.05
+    assert shown == [5, 4, 8] * 2
