@@ -259,3 +259,15 @@ def test_a_trace_that_is_taken_more_rarely_counts_for_more(monkeypatch: pytest.M
         torch.testing.assert_close(some[[0, 2, 3]], none[[0, 2, 3]])
         assert abs(whole[0] - none[0]) > 0.05
     assert shown == [5, 4, 8] * 2
+
+
+@pytest.mark.parametrize("basis", ["sense", "fourier"])
+def test_for_the_same_input_the_divergence_is_not_needed(basis: str) -> None:
+    """With lambda = 0.6, which both allow: the same risk for every denoiser, so the same minimiser."""
+    _, arguments, _ = case("gsure", basis)
+    for seed in (5, 6):
+        one, other = (
+            expectation(training(objective, basis, lambda_min=0.6), Linear.random(seed), **arguments)
+            for objective in ("gsure", "ambient-tweedie")
+        )
+        assert one == pytest.approx(other, rel=1e-6)
