@@ -28,7 +28,7 @@ SENSE basis: A = M F S, B = (A^H A + lambda)^-1 A^H, and with c^2 = 2 lambda sig
     u = (A^H A + lambda)^-1 [A^H (y + c e1) + sigma_t A^H A e2 + lambda sigma_t e3]
 is white with std sigma_t for ANY A: along a singular direction s its variance is
 sigma_t^2 (2 lambda s^2 + s^4 + lambda^2) / (s^2 + lambda)^2. Every level can be reached: lambda is at least
-sigma0^2 / (2 sigma_t^2) for c >= 0 (`gsure`), twice that for c >= sigma0, and `lambda_min`, which keeps the solve short.
+sigma0^2 / (2 sigma_t^2) for c >= 0 (`gsure`), twice that for c >= sigma0, and `lambda_min`, to keep the solve short.
 
 The trace is estimated by one probe b of unit modulus and uniform phase, E Re(b^H J b) = Re tr J, with one
 directional derivative. By Tweedie's formula (tr J = risk / sigma_t^2) the term is 2 sigma0^2 / sigma_t^2 of the risk,
