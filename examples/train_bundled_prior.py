@@ -229,7 +229,7 @@ def main() -> None:
     parser.add_argument("--scans", type=int, default=2400)
     parser.add_argument("--shard", default="0/1", help="k/n: this process does every n-th scan from k")
     parser.add_argument("--protocol", default="head")
-    parser.add_argument("--objective", choices=("gsure", "supervised"))
+    parser.add_argument("--objective", choices=("gsure", "ambient-tweedie", "ambient", "supervised"))
     parser.add_argument("--basis", choices=("sense", "fourier"))
     parser.add_argument("--images-from", help="train on the images of this folder of --work (the M-step of EM)")
     parser.add_argument("--into", default="em", help="folder of --work for the samples of the E-step")

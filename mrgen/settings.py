@@ -78,7 +78,7 @@ class Network(Settings):
 class Training(Settings):
     """The loop of mrgen.prior.train."""
 
-    objective: Literal["gsure", "supervised"] = "gsure"
+    objective: Literal["gsure", "ambient-tweedie", "ambient", "supervised"] = "gsure"
     basis: Literal["sense", "fourier"] = "sense"
     steps: int = Field(20_000, ge=1, description="updates")
     batch: int = Field(16, ge=1, description="slices per update")
@@ -93,6 +93,7 @@ class Training(Settings):
     sigma_data: float = Field(0.4, gt=0, description="rms of the scaled complex image inside the head")
     lambda_min: float = Field(0.01, gt=0, description="floor of lambda in the SENSE basis (METHOD: docs)")
     cg_iterations: int = Field(15, ge=1, description="CG iterations for a training input, SENSE basis")
+    survival: float = Field(0.75, gt=0, le=1, description="Pr(a sampled line is in the input), objective `ambient`")
     seed: int = 0
 
 
@@ -119,6 +120,7 @@ class Recipe(Settings):
     samples: int = Field(8, ge=2, description="posterior samples per slice")
     sigma_max: float = Field(5.0, gt=0, description="noise level where sampling starts, scaled image units")
     cg_iterations: int = Field(30, ge=1)
+    ensemble: int = Field(0, ge=0, description="masks that the denoiser is averaged over, 0: it sees all of k-space")
     regularisation: float = Field(0.01, gt=0, description="lambda of sense and l1-wavelet, scaled image units")
     iterations: int = Field(60, ge=1, description="iterations of sense and l1-wavelet")
 

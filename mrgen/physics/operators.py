@@ -159,3 +159,20 @@ def sense_normal(maps: Tensor, mask: Tensor, *, sets: bool = False) -> Callable[
         return image.reshape(-1, count, n, len(columns)).permute(3, 1, 0, 2).reshape(x.shape)
 
     return normal
+
+
+def line_normal(maps: Tensor, mask: Tensor) -> Callable[[Tensor], Tensor]:
+    """A^H A of `sense(maps, mask)` where only lines are sampled, for a batch of slices, each with its maps and mask.
+
+    `maps` is (batch, coil, y, x), `mask` (batch, 1, 1, kx), the images (batch, y, x). Along the readout the transforms
+    cancel, and along x the rest is a circular convolution, which does not care where the origin is: one Fourier
+    transform each way along one axis, without shifts.
+    """
+    lines, back = torch.fft.ifftshift(mask, dim=-1), maps.conj()
+
+    def normal(x: Tensor) -> Tensor:
+        kspace = lines * torch.fft.fft(maps * x.unsqueeze(-3), dim=-1)
+        image: Tensor = (back * torch.fft.ifft(kspace, dim=-1)).sum(-3)
+        return image
+
+    return normal

@@ -15,6 +15,8 @@ from mrgen.errors import MrgenError
 from mrgen.posterior.baselines import cg_sense, l1_wavelet, zero_filled
 from mrgen.posterior.guidance import Proximal, power_spectrum
 from mrgen.posterior.samplers import SAMPLERS, noise_levels
+from mrgen.prior.denoiser import Denoise
+from mrgen.prior.ensemble import MaskEnsemble, training_sampling
 from mrgen.prior.files import Prior
 from mrgen.prior.objectives import complex_noise
 from mrgen.scans.scan import Slice
@@ -45,8 +47,8 @@ def posterior_samples(
     """`recipe.samples` complex posterior samples (n, y, x) of a slice, in scaled units.
 
     Sampling starts from CG-SENSE plus noise at recipe.sigma_max, where the low frequencies, stronger than any
-    sigma_max, are measured. `progress(done, total)` counts network steps. Raises MrgenError on NaN, and
-    for a sigma_max beyond the noise that the prior was trained on.
+    sigma_max, are measured. `progress(done, total)` counts network steps. Raises MrgenError on NaN,
+    for a sigma_max beyond the noise that the prior was trained on, and as `training_sampling` does.
     """
     if recipe.sigma_max > prior.sigma_max:
         raise MrgenError(
@@ -60,7 +62,8 @@ def posterior_samples(
     elif recipe.covariance == "isotropic":
         power = torch.tensor(float(prior.metadata["sigma_data"]) ** 2, device=device)
     chunk = CPU_CHUNK if device.type == "cpu" else GPU_CHUNK
-    calls = (2 * recipe.steps - 1 if recipe.sampler == "heun" else recipe.steps) * -(-recipe.samples // chunk)
+    images = recipe.samples * max(1, recipe.ensemble)
+    calls = (2 * recipe.steps - 1 if recipe.sampler == "heun" else recipe.steps) * -(-images // chunk)
     done = 0
 
     def in_chunks(x_t: Tensor, sigma: Tensor) -> Tensor:
@@ -73,10 +76,13 @@ def posterior_samples(
                 progress(done, calls)
         return torch.cat(parts)
 
+    unconditional: Denoise = in_chunks
+    if recipe.ensemble:
+        unconditional = MaskEnsemble(in_chunks, training_sampling(prior.metadata), recipe.ensemble, generator)
     draw = generator if recipe.sampler == "decoupled" else None
     sigmas = noise_levels(recipe.sigma_max, max(prior.sigma_min, slice_.sigma0 / 4), recipe.steps)
     last = float(sigmas[-1])  # there the mean, as every sampler ends with it
-    denoise = Proximal(in_chunks, slice_, power, iterations=recipe.cg_iterations, draw=draw, draw_above=last)
+    denoise = Proximal(unconditional, slice_, power, iterations=recipe.cg_iterations, draw=draw, draw_above=last)
     start = cg_sense(slice_, regularisation=0.01, iterations=START_ITERATIONS).expand(recipe.samples, -1, -1)
     with torch.inference_mode():
         x = start + recipe.sigma_max * complex_noise(start, generator)

@@ -1,26 +1,44 @@
 """Training objectives: each estimates a risk of the denoiser per pixel, one value per item of the batch.
 
-GSURE (Eldar 2009; Kawar et al., arXiv 2305.13128) needs no clean image. With y = A x + z, z ~ CN(0, sigma0^2 I),
-lines sampled with probabilities p_k and W = diag(1 / p_k), so that E[A^H W A] = I, and for an input u = B y +
-(noise independent of z), Stein's identity E[z^H g(z)] = sigma0^2 tr(dg/dz) gives the weighted projected risk
+The data are y = A x + z, z ~ CN(0, sigma0^2), with lines sampled with probabilities p_k and W = diag(1 / p_k), so
+that E[A^H W A] = I. The denoiser's input is u = B (y + c e) + noise independent of y and e, with e ~ CN(0, I) and
+white noise of std sigma_t in all. The weighted projected risk E||W^(1/2) A (D(u) - x)||^2 needs no clean image:
 
-    E||W^(1/2) A (D(u) - x)||^2 = E{ ||W^(1/2) (A D(u) - y)||^2 + 2 sigma0^2 Re tr(W A J_D B) - sigma0^2 tr(W) }
+- `gsure` (Eldar 2009; Kawar et al., arXiv 2305.13128). Stein's identity E[z^H g(z)] = sigma0^2 tr(dg/dz) makes it
+      E{ ||W^(1/2) (A D(u) - y)||^2 + 2 sigma0^2 Re tr(W A J_D B) - sigma0^2 tr(W) }
+- `ambient-tweedie`. The noise of y' = y - (sigma0^2 / c) e, of variance sigma0^2 (1 + sigma0^2 / c^2), is uncorrelated
+  with y + c e, so independent of u, and no divergence is left (Pang et al., CVPR 2021, "recorrupted"):
+      E{ ||W^(1/2) (A D(u) - y')||^2 - sigma0^2 (1 + sigma0^2 / c^2) tr(W) }
+  In the Fourier basis this is Ambient Tweedie (Daras et al., arXiv 2404.10177): to regress h = E[y | u] and to solve it
+  for D = (sigma_t^2 h - sigma0^2 u) / (sigma_t^2 - sigma0^2). It needs c > 0, and here c >= sigma0, so that the noise
+  of y' is at most twice that of y.
+- `ambient` (Daras et al., arXiv 2305.19256; Aali et al., arXiv 2403.08728). The same, but u is made from some of the
+  sampled lines only, and compared with all: D must predict lines, not only denoise them. On the lines left out y is
+  independent of u as it is.
 
-This is the full risk E||D(u) - x||^2 where the error of D(u) does not depend on which lines were sampled, that is
+It is the full risk E||D(u) - x||^2 where the error of D(u) does not depend on which lines were sampled, that is
 where u is close to x + white noise; otherwise it looks at the lines that u knows best.
 
-Fourier basis: the signal is one (virtual) coil image, A = M F, and B = F^H on the sampled points, because
-    k_t = M (y + sqrt(sigma_t^2 - sigma0^2) n) + (1 - M) sigma_t n,     u = F^H k_t.
+Fourier basis: the signal is one (virtual) coil image, A = M F, B = F^H M and c^2 = sigma_t^2 - sigma0^2:
+    k_t = M (y + c e) + (1 - M) sigma_t e,     u = F^H k_t.
+There is no such input at sigma_t < sigma0 (for `ambient-tweedie` and `ambient`: sqrt(2) sigma0): the level is raised to
+that, and below it the denoiser is what the network makes of less noisy scans and of higher levels.
 
-SENSE basis: A = M F S, and with lambda >= sigma0^2 / (2 sigma_t^2) the noise of
-    u = (A^H A + lambda)^-1 [A^H (y + sqrt(2 lambda sigma_t^2 - sigma0^2) e1) + sigma_t A^H A e2 + lambda sigma_t e3]
+SENSE basis: A = M F S, B = (A^H A + lambda)^-1 A^H, and with c^2 = 2 lambda sigma_t^2 - sigma0^2 the noise of
+    u = (A^H A + lambda)^-1 [A^H (y + c e1) + sigma_t A^H A e2 + lambda sigma_t e3]
 is white with std sigma_t for ANY A: along a singular direction s its variance is
-sigma_t^2 (2 lambda s^2 + s^4 + lambda^2) / (s^2 + lambda)^2. Here B = (A^H A + lambda)^-1 A^H.
+sigma_t^2 (2 lambda s^2 + s^4 + lambda^2) / (s^2 + lambda)^2. Every level can be reached: lambda is at least
+sigma0^2 / (2 sigma_t^2) for c >= 0 (`gsure`), twice that for c >= sigma0, and `lambda_min`, to keep the solve short.
 
 The trace is estimated by one probe b of unit modulus and uniform phase, E Re(b^H J b) = Re tr J, with one
-directional derivative. It is left out at sigma_t > DIVERGENCE_RANGE sigma0, where by Tweedie's formula
-(tr J = risk / sigma_t^2) it is below about 2 / DIVERGENCE_RANGE^2 = 0.5 % of the risk times the noise
-amplification of the weights.
+directional derivative. By Tweedie's formula (tr J = risk / sigma_t^2) the term is 2 sigma0^2 / sigma_t^2 of the risk,
+in the SENSE basis times the amplification ||(A^H A + lambda)^-1|| of noise at most, so it is rarely worth its cost at
+high noise: it is taken with probability q = min(1, (DIVERGENCE_RANGE sigma0 / sigma_t)^2) and counted 1/q times, which
+keeps the expectation.
+
+Cost of a step beside `supervised`, which takes 1 network image an item: `gsure` 1 + q, the others 1. Fourier basis: a
+handful of Fourier transforms of one image. SENSE basis: those of all coils, and `cg_iterations` of A^H A, for `gsure`
+1 + q times.
 """
 
 from __future__ import annotations
@@ -33,11 +51,11 @@ from torch import Tensor
 
 from mrgen.physics.cg import conjugate_gradient
 from mrgen.physics.fourier import fft2c, ifft2c
-from mrgen.physics.operators import sense
+from mrgen.physics.operators import line_normal, sense
 from mrgen.prior.denoiser import Denoise
 from mrgen.settings import Training
 
-DIVERGENCE_RANGE = 20.0
+DIVERGENCE_RANGE = 1.0  # sigma_t / sigma0 up to which every item has its trace; it sets the cost, not the risk
 SLOPE_STEP = 0.25  # of sigma_t: large enough for bfloat16, small against the noise that D averages over anyway
 
 
@@ -72,9 +90,14 @@ def complex_noise(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
 
 
+def uniform(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Real numbers, uniform in [0, 1), of the shape of `like`."""
+    return torch.rand(like.shape, device=like.device, generator=generator)
+
+
 def unit_phase(like: Tensor, generator: torch.Generator) -> Tensor:
     """A probe with |b| = 1 and uniform phase, so that E[b b^H] = I and E[b b^T] = 0."""
-    angle = 2 * torch.pi * torch.rand(like.shape, device=like.device, generator=generator)
+    angle = 2 * torch.pi * uniform(like, generator)
     return torch.polar(torch.ones_like(angle), angle)
 
 
@@ -87,20 +110,18 @@ def _broadcast(values: Tensor, like: Tensor) -> Tensor:
 
 
 def denoise_with_slope(
-    denoise: Denoise, u: Tensor, direction: Tensor, sigma: Tensor, wanted: Tensor
+    denoise: Denoise, u: Tensor, direction: Tensor, sigma: Tensor, chosen: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """D(u) and J_D(u) direction for the items where `wanted` (batch,), zero for the rest; both (batch, y, x).
+    """D(u) (batch, y, x), and J_D(u) direction (chosen, y, x) for the items whose indices are `chosen`.
 
     The derivative is a finite difference over a step of rms SLOPE_STEP * sigma, exact for a linear D; it costs one
     more image in the same call, where a double backward or forward-mode derivative costs two.
     """
-    near = wanted.nonzero().flatten()
-    along, size = direction[near], len(u)
-    rms = along.abs().square().flatten(1).mean(1).sqrt().clamp_min(1e-12)
-    step = _broadcast(SLOPE_STEP * sigma[near] / rms, along)
-    out = denoise(torch.cat([u, u[near] + step * along]), torch.cat([sigma, sigma[near]]))
-    slope = torch.zeros_like(u).index_copy(0, near, (out[size:] - out[:size][near]) / step)
-    return out[:size], slope
+    rms = direction.abs().square().flatten(1).mean(1).sqrt().clamp_min(1e-12)
+    step = _broadcast(SLOPE_STEP * sigma[chosen] / rms, direction)
+    out = denoise(torch.cat([u, u[chosen] + step * direction]), torch.cat([sigma, sigma[chosen]]))
+    xhat = out[: len(u)]
+    return xhat, (out[len(u) :] - xhat[chosen]) / step
 
 
 def _present(maps: Tensor) -> Tensor:
@@ -108,64 +129,122 @@ def _present(maps: Tensor) -> Tensor:
     return (maps != 0).any(-1, keepdim=True).any(-2, keepdim=True).float()
 
 
-def gsure_sense(
-    denoise: Denoise, batch: MeasuredBatch, sigma_t: Tensor, generator: torch.Generator, training: Training
-) -> Tensor:
-    """Weighted projected risk per pixel (batch,) in the SENSE basis at noise levels `sigma_t` (batch,)."""
-    a = sense(batch.maps, batch.mask)
-    y, sigma0 = batch.kspace, batch.sigma0
-    lam = (sigma0.square() / (2 * sigma_t.square())).clamp_min(training.lambda_min)
-    near = sigma_t < DIVERGENCE_RANGE * sigma0
+@dataclass(frozen=True)
+class Input:
+    """The denoiser's input u and what a loss needs to know of it; data arrays are (batch, [coil,] ky, kx)."""
+
+    u: Tensor  # (batch, y, x)
+    sigma_t: Tensor  # (batch,), std of the white noise in u
+    y: Tensor  # data
+    used: Tensor  # the lines that u was made from, broadcasts against y
+    e: Tensor  # what was added to y there, CN(0, I),
+    c: Tensor  # times this, broadcasts against y
+    weights: Tensor  # diagonal of W on the sampled points, as y
+    forward: Callable[[Tensor], Tensor]  # A
+    ends: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (b, chosen) -> A^H W b, B b of those items
+
+
+def sense_input(
+    batch: MeasuredBatch, used: Tensor, sigma_t: Tensor, least: float, generator: torch.Generator, training: Training
+) -> Input:
+    """u in the SENSE basis from the lines `used` (batch, 1, 1, kx), with c >= `least` sigma0."""
+    a, y = sense(batch.maps, used), batch.kspace
+    ratio = batch.sigma0.square() / sigma_t.square()
+    lam = ((1 + least**2) / 2 * ratio).clamp_min(training.lambda_min)
+    c = _broadcast(sigma_t * (2 * lam - ratio).clamp_min(0).sqrt(), y)
+    weights = (batch.weights * batch.mask * _present(batch.maps)).expand_as(y)
+
+    def solve(rhs: Tensor, maps: Tensor, lines: Tensor, shift: Tensor) -> Tensor:
+        normal, shift = line_normal(maps, lines), _broadcast(shift, rhs)
+        return conjugate_gradient(lambda x: normal(x) + shift * x, rhs, iterations=training.cg_iterations)
+
+    def ends(b: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        maps, lines = batch.maps[chosen], used[chosen]
+        part = sense(maps, lines)
+        return part.adjoint(weights[chosen] * b), solve(part.adjoint(b), maps, lines, lam[chosen])
 
     e1 = complex_noise(y, generator)
     e2, e3 = (complex_noise(batch.maps[:, 0], generator) for _ in range(2))
-    extra = (2 * lam * sigma_t.square() - sigma0.square()).clamp_min(0).sqrt()
-    s, scale = _broadcast(sigma_t, e2), _broadcast(extra, y)
-    rhs = a.adjoint(y + scale * e1) + s * a.normal(e2) + _broadcast(lam, e3) * s * e3
-    probe = batch.mask * unit_phase(y, generator)
-    double = sense(torch.cat([batch.maps, batch.maps]), torch.cat([batch.mask, batch.mask]))
-    lam2 = _broadcast(torch.cat([lam, lam]), rhs)
-    solved = conjugate_gradient(
-        lambda x: double.normal(x) + lam2 * x,
-        torch.cat([rhs, a.adjoint(probe)]),
-        iterations=training.cg_iterations,
-    )
-    u, direction = solved.chunk(2)
-
-    xhat, slope = denoise_with_slope(denoise, u, direction, sigma_t, near)
-    weights = batch.weights * batch.mask * _present(batch.maps)
-    return _gsure(a.forward(xhat), a.forward(slope), y, probe, weights, sigma0, xhat[0].numel())
+    s = _broadcast(sigma_t, e2)
+    rhs = a.adjoint(y + c * e1) + s * (a.normal(e2) + _broadcast(lam, e3) * e3)
+    u = solve(rhs, batch.maps, used, lam)
+    return Input(u, sigma_t, y, used, e1, c, weights, sense(batch.maps, batch.mask).forward, ends)
 
 
-def gsure_fourier(
-    denoise: Denoise, batch: MeasuredBatch, sigma_t: Tensor, generator: torch.Generator, training: Training
-) -> Tensor:
-    """Weighted projected risk per pixel (batch,) in the Fourier basis, for one random unit-norm virtual coil per item.
-
-    Noise levels below sigma0 cannot be reached by adding noise: there sigma0 itself is used.
-    """
+def fourier_input(
+    batch: MeasuredBatch, used: Tensor, sigma_t: Tensor, least: float, generator: torch.Generator, training: Training
+) -> Input:
+    """u in the Fourier basis, for one random unit-norm virtual coil per item; arguments as for `sense_input`."""
     coils = complex_noise(batch.kspace[:, :, 0, 0], generator) * _present(batch.maps)[..., 0, 0]
     coils = coils / coils.norm(dim=1, keepdim=True)
     y = torch.einsum("bc,bcyx->byx", coils, batch.kspace)
-    mask, weights, sigma0 = batch.mask[:, 0], batch.weights[:, 0] * batch.mask[:, 0], batch.sigma0
-    sigma_t = torch.maximum(sigma_t, sigma0)
-    extra = (sigma_t.square() - sigma0.square()).sqrt()
-    n = complex_noise(y, generator)
-    k_t = mask * (y + _broadcast(extra, y) * n) + (1 - mask) * _broadcast(sigma_t, y) * n
-    probe = mask * unit_phase(y, generator)
-    near = sigma_t < DIVERGENCE_RANGE * sigma0
-    xhat, slope = denoise_with_slope(denoise, ifft2c(k_t), ifft2c(probe), sigma_t, near)
-    return _gsure(mask * fft2c(xhat), mask * fft2c(slope), y, probe, weights, sigma0, xhat[0].numel())
+    mask, used = batch.mask[:, 0], used[:, 0]
+    weights = (batch.weights[:, 0] * mask).expand_as(y.real)
+    sigma_t = torch.maximum(sigma_t, (1 + least**2) ** 0.5 * batch.sigma0)
+    c = _broadcast((sigma_t.square() - batch.sigma0.square()).clamp_min(0).sqrt(), y)
+    e = complex_noise(y, generator)
+
+    def ends(b: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        return ifft2c(weights[chosen] * b), ifft2c(used[chosen] * b)
+
+    u = ifft2c(used * (y + c * e) + (1 - used) * _broadcast(sigma_t, y) * e)
+    return Input(u, sigma_t, y, used, e, c, weights, lambda x: mask * fft2c(x), ends)
 
 
-def _gsure(
-    predicted: Tensor, slope: Tensor, y: Tensor, probe: Tensor, weights: Tensor, sigma0: Tensor, pixels: int
+INPUTS = {"sense": sense_input, "fourier": fourier_input}
+
+
+def gsure(
+    denoise: Denoise, batch: MeasuredBatch, sigma_t: Tensor, generator: torch.Generator, training: Training
 ) -> Tensor:
-    """Weighted residual + divergence - noise floor, per pixel (batch,); all k-space arrays as `y`."""
-    residual = _per_item(weights * (predicted - y).abs().square())
-    divergence = _per_item(weights * (probe.conj() * slope).real)
-    floor = _per_item(weights.expand_as(y.real))
-    return (residual + sigma0.square() * (2 * divergence - floor)) / pixels
+    """Weighted projected risk per pixel (batch,) at noise levels `sigma_t` (batch,), by the divergence."""
+    given = INPUTS[training.basis](batch, batch.mask, sigma_t, 0.0, generator, training)
+    q = (DIVERGENCE_RANGE * batch.sigma0 / given.sigma_t).square().clamp_max(1)
+    chosen = (uniform(q, generator) < q).nonzero().flatten()
+    b = unit_phase(given.y, generator)
+    if len(chosen) == 0:
+        xhat, trace = denoise(given.u, given.sigma_t), torch.zeros_like(q)
+    else:
+        left, right = given.ends(b[chosen], chosen)
+        xhat, slope = denoise_with_slope(denoise, given.u, right, given.sigma_t, chosen)
+        trace = torch.zeros_like(q).index_add(0, chosen, _per_item((left.conj() * slope).real) / q[chosen])
+    residual = _per_item(given.weights * (given.forward(xhat) - given.y).abs().square())
+    return (residual + batch.sigma0.square() * (2 * trace - _per_item(given.weights))) / xhat[0].numel()
+
+
+def ambient_tweedie(
+    denoise: Denoise, batch: MeasuredBatch, sigma_t: Tensor, generator: torch.Generator, training: Training
+) -> Tensor:
+    """Weighted projected risk per pixel (batch,), without a divergence."""
+    return _recorrupted(denoise, batch, batch.mask, sigma_t, generator, training)
+
+
+def ambient(
+    denoise: Denoise, batch: MeasuredBatch, sigma_t: Tensor, generator: torch.Generator, training: Training
+) -> Tensor:
+    """Weighted projected risk per pixel (batch,) of D(u), u made from a random part of the sampled lines.
+
+    A line stays with probability `training.survival`, always where every scan samples it, as it does the centre.
+    """
+    stays = (uniform(batch.mask, generator) < training.survival) | (batch.weights <= 1)
+    return _recorrupted(denoise, batch, batch.mask * stays, sigma_t, generator, training)
+
+
+def _recorrupted(
+    denoise: Denoise,
+    batch: MeasuredBatch,
+    used: Tensor,
+    sigma_t: Tensor,
+    generator: torch.Generator,
+    training: Training,
+) -> Tensor:
+    given = INPUTS[training.basis](batch, used, sigma_t, 1.0, generator, training)
+    variance = _broadcast(batch.sigma0.square(), given.y)
+    target = given.y - given.used * variance / given.c * given.e
+    floor = given.weights * variance * (1 + given.used * variance / given.c.square())
+    xhat = denoise(given.u, given.sigma_t)
+    residual = given.weights * (given.forward(xhat) - target).abs().square()
+    return _per_item(residual - floor) / xhat[0].numel()
 
 
 def supervised(
@@ -177,8 +256,9 @@ def supervised(
     return _per_item((denoise(x_t, sigma_t) - batch.image).abs().square()) / batch.image[0].numel()
 
 
-OBJECTIVES: dict[str, Objective] = {
-    "gsure-sense": gsure_sense,  # type: ignore[dict-item]
-    "gsure-fourier": gsure_fourier,  # type: ignore[dict-item]
+OBJECTIVES: dict[str, Objective] = {  # by Training.objective; those that see measured data look up Training.basis
+    "gsure": gsure,  # type: ignore[dict-item]
+    "ambient-tweedie": ambient_tweedie,  # type: ignore[dict-item]
+    "ambient": ambient,  # type: ignore[dict-item]
     "supervised": supervised,  # type: ignore[dict-item]
 }

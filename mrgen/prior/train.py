@@ -88,8 +88,8 @@ def train(
     """
     training, begun = protocol.training, time.monotonic()
     steps = steps or training.steps
-    name = training.objective if training.objective == "supervised" else f"gsure-{training.basis}"
-    objective = OBJECTIVES[name]
+    objective = OBJECTIVES[training.objective]
+    name = training.objective if training.objective == "supervised" else f"{training.objective}-{training.basis}"
     torch.manual_seed(training.seed)
     denoiser = Denoiser(protocol.network, training.sigma_data, amp=device != "cpu")
     if start is not None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mrgen.physics.fourier import AXES
-from mrgen.physics.operators import Coils, Composition, Fourier, LinearOperator, Mask, sense, sense_normal
+from mrgen.physics.operators import Coils, Composition, Fourier, LinearOperator, Mask, line_normal, sense, sense_normal
 
 Shape = tuple[int, ...]
 Factory = Callable[[Shape, torch.dtype], LinearOperator]
@@ -148,6 +148,16 @@ def test_the_fast_normal_operator_is_that_of_sense(
     assert (fast.shape, fast.dtype) == (x.shape, dtype)
     assert close(fast, sense(maps, mask).normal(x))
     assert close(sense_normal(maps, mask)(x[2:3])[0], fast[2]), "a batch is its items"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_normal_operator_of_lines_is_that_of_sense(size: Shape, dtype: torch.dtype) -> None:
+    maps, x = complex_normal((4, COILS, *size), dtype), complex_normal((4, *size), dtype, 1)
+    masks = (complex_normal((4, 1, 1, size[-1]), seed=2).real > 0).float()
+    fast = line_normal(maps, masks)(x)
+    assert (fast.shape, fast.dtype) == (x.shape, dtype)
+    assert close(fast, sense(maps, masks).normal(x))
 
 
 def test_unit_norm_maps_make_the_normal_operator_a_contraction() -> None:

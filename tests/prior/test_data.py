@@ -5,21 +5,20 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from mrgen.errors import MrgenError
 from mrgen.physics.masks import sampling_mask, sampling_probability
 from mrgen.physics.operators import sense
 from mrgen.prior.cache import CachedScan, Entry, write_scan
 from mrgen.prior.data import AHEAD, Item, StoredItem, TrainingSet, item_of
-from mrgen.prior.objectives import CleanBatch, MeasuredBatch, gsure_fourier, gsure_sense
+from mrgen.prior.objectives import OBJECTIVES, CleanBatch, MeasuredBatch, gsure
 from mrgen.scans.scan import Slice
 from mrgen.settings import Sampling, Training
 
@@ -100,7 +99,7 @@ def test_coil_padding_leaves_the_physics_alone() -> None:
         torch.testing.assert_close(misfit, (own.forward(x[row]) - item.kspace).abs().square().sum())
 
 
-def risks(objective: Callable[..., Tensor], coils: int, padding: int, scans: int = 4000) -> tuple[float, float]:
+def risks(training: Training, coils: int, padding: int, scans: int = 4000) -> tuple[float, float]:
     """Mean estimate, and its standard error, for pure noise seen by `coils` in a batch that has `padding` more."""
     g = torch.Generator().manual_seed(0)
     maps = torch.full((coils, 4, 4), coils**-0.5, dtype=torch.complex64)
@@ -114,13 +113,16 @@ def risks(objective: Callable[..., Tensor], coils: int, padding: int, scans: int
         kspace=torch.nn.functional.pad(batch.kspace, (0, 0, 0, 0, 0, padding)),
         maps=torch.nn.functional.pad(batch.maps, (0, 0, 0, 0, 0, padding)),
     )
-    values = objective(lambda u, s: 0.3 * u, wider, torch.full((scans,), 0.8), g, Training(cg_iterations=3))
+    objective = OBJECTIVES[training.objective]
+    values = objective(lambda u, s: 0.3 * u, wider, torch.full((scans,), 0.8), g, training)
     return float(values.mean()), float(values.std() / scans**0.5)
 
 
-@pytest.mark.parametrize("objective", [gsure_sense, gsure_fourier])
-def test_coil_padding_leaves_the_estimated_risk_alone(objective: Callable[..., Tensor]) -> None:
-    (plain, error), (padded, other_error) = risks(objective, 2, 0), risks(objective, 2, 2)
+@pytest.mark.parametrize("basis", ["sense", "fourier"])
+@pytest.mark.parametrize("objective", ["gsure", "ambient"])
+def test_coil_padding_leaves_the_estimated_risk_alone(objective: str, basis: str) -> None:
+    training = Training(objective=objective, basis=basis, cg_iterations=3)  # type: ignore[arg-type]
+    (plain, error), (padded, other_error) = risks(training, 2, 0), risks(training, 2, 2)
     assert padded == pytest.approx(plain, abs=4 * (error + other_error))
     assert 4 * (error + other_error) < 0.25 * 0.5**2  # so that a coil too many would be seen
 
@@ -131,7 +133,7 @@ def test_clean_images_make_clean_batches_only() -> None:
     batch = next(data.batches(0, 2, seed=0))
     assert isinstance(batch, CleanBatch)
     with pytest.raises(AttributeError):
-        gsure_sense(lambda u, s: u, batch, torch.ones(2), torch.Generator(), Training())  # type: ignore[arg-type]
+        gsure(lambda u, s: u, batch, torch.ones(2), torch.Generator(), Training())  # type: ignore[arg-type]
     measured = fake_set().collate([0, 1])
     assert not hasattr(measured, "image")
 
