@@ -81,7 +81,8 @@ class Training(Settings):
     objective: Literal["gsure", "supervised"] = "gsure"
     basis: Literal["sense", "fourier"] = "sense"
     steps: int = Field(20_000, ge=1, description="updates")
-    batch: int = Field(16, ge=1, description="slices per update")
+    batch: int = Field(16, ge=1, description="slices per update, of all processes together")
+    accumulate: int = Field(1, ge=1, description="parts in which a process computes its share of a batch")
     learning_rate: float = Field(5e-4, gt=0, description="peak, Adam")
     warmup: int = Field(200, ge=0, description="updates of linear warm-up")
     decay: float = Field(0.3, ge=0, le=1, description="last fraction of the updates, cosine decay to zero")

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
 from mrgen import __version__, cli
@@ -251,7 +252,7 @@ def test_train_prior_hands_its_options_on(mrgen, tmp_path, monkeypatch):
     protocol.write_text('description = "tiny"\nanatomy = "phantom"\n')
     seen: dict[str, object] = {}
     monkeypatch.setattr(
-        train.TrainingSet, "from_folder", lambda folder, protocol, cache, device: seen.update(cache=cache)
+        train.TrainingSet, "from_folder", lambda folder, protocol, cache, report, device: seen.update(cache=cache)
     )
     monkeypatch.setattr(train, "train", lambda data, protocol, out, **kw: seen.update(out=out, **kw) or out)
     out = tmp_path / "p" / "prior.safetensors"
@@ -259,6 +260,7 @@ def test_train_prior_hands_its_options_on(mrgen, tmp_path, monkeypatch):
     code, text, _ = mrgen(*arguments, "--device", "cpu")
     assert code == 0
     assert f"wrote   {out}" in text
+    assert seen.pop("report") == typer.echo
     assert seen == {"cache": tmp_path / "p/cache", "out": out, "device": "cpu", "resume": False, "steps": 3}
 
 

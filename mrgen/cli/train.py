@@ -10,6 +10,7 @@ import typer
 from mrgen.cli.common import Device
 from mrgen.errors import MrgenError
 from mrgen.prior.data import TrainingSet
+from mrgen.prior.distributed import is_first, local_device, silent
 from mrgen.prior.train import train
 from mrgen.review.figure import NOTICE
 from mrgen.review.output import prepare_output_dir
@@ -27,14 +28,18 @@ def train_prior(
         Path | None, typer.Option(help="Folder for prepared slices, to share; without it, 'cache' beside the prior.")
     ] = None,
 ) -> None:
-    """Learn a prior from undersampled, noisy scans; fully sampled ones are undersampled by the protocol first."""
-    protocol, target = load(Protocol, protocol_name), device.resolve()
+    """Learn a prior from undersampled, noisy scans; fully sampled ones are undersampled by the protocol first.
+
+    Under torchrun, several processes share the preparation and the training, each on a GPU of its own.
+    """
+    protocol, target = load(Protocol, protocol_name), local_device(device.resolve())
     if out.suffix != ".safetensors":
         raise MrgenError(f"-o {out.name}: expected a name that ends in .safetensors")
     if not folder.is_dir():
         raise MrgenError(f"{folder} is not a folder, expected one with scans")
     prepare_output_dir(out.parent)
-    data = TrainingSet.from_folder(folder, protocol, cache or out.parent / "cache", device=target)
-    written = train(data, protocol, out, device=target, resume=resume, steps=steps)
-    typer.echo(f"wrote   {written}")
-    typer.echo(NOTICE)
+    report = typer.echo if is_first() else silent
+    data = TrainingSet.from_folder(folder, protocol, cache or out.parent / "cache", report, target)
+    written = train(data, protocol, out, device=target, resume=resume, steps=steps, report=report)
+    report(f"wrote   {written}")
+    report(NOTICE)

@@ -10,7 +10,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 
@@ -91,6 +91,15 @@ class StoredItem:
 
 
 @dataclass(frozen=True)
+class Share:
+    """The part of a batch that a process computes at a time."""
+
+    items: MeasuredBatch | CleanBatch
+    positions: range  # of the items in the batch; empty where the batch is too small: then `items` is one to spare
+    size: int  # of the whole batch
+
+
+@dataclass(frozen=True)
 class TrainingSet:
     """Items with their matrix sizes and a fingerprint of what they were made from."""
 
@@ -142,27 +151,46 @@ class TrainingSet:
             yield from self.epoch(number, batch, seed)[offset:]
             number, offset = number + 1, 0
 
-    def batches(self, step: int, batch: int, seed: int, device: str = "cpu") -> Iterator[MeasuredBatch | CleanBatch]:
-        """Batches from `step` on, without end, on `device`: a GPU gets the next one while it computes."""
-        order = self._order(step, batch, seed)
+    def shares(
+        self, step: int, batch: int, seed: int, device: str = "cpu", rank: int = 0, processes: int = 1, parts: int = 1
+    ) -> Iterator[Share]:
+        """What process `rank` of `processes` computes from `step` on, without end: each batch in `parts` shares.
+
+        A share takes every (processes * parts)-th item, so that all have like mixtures of the noise levels, which rise
+        with the position in the batch. They come on `device`: a GPU gets the next one while it computes.
+        """
+        order = (
+            (indices, range(part * processes + rank, len(indices), parts * processes))
+            for indices in self._order(step, batch, seed)
+            for part in range(parts)
+        )
         beside = torch.cuda.Stream(device) if device != "cpu" else None  # type: ignore[no-untyped-call]
         pool = ThreadPoolExecutor(AHEAD, "batches")
         try:
-            loading = deque(pool.submit(self.collate, indices, beside is not None) for indices in islice(order, AHEAD))
-            for indices in order:
-                loading.append(pool.submit(self.collate, indices, beside is not None))
+            loading = deque(pool.submit(self._load, *share, beside is not None) for share in islice(order, AHEAD))
+            for share in order:
+                loading.append(pool.submit(self._load, *share, beside is not None))
                 ready = loading.popleft().result()
-                yield ready if beside is None else _moved(ready, device, beside)
+                yield ready if beside is None else replace(ready, items=_moved(ready.items, device, beside))
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def collate(self, indices: list[int], pin: bool = False) -> MeasuredBatch | CleanBatch:
-        """One batch, in pinned memory if wished. Fewer coils are padded with zeros, which changes nothing."""
-        chosen = [self.items[i] for i in indices]
+    def _load(self, indices: list[int], positions: range, pin: bool) -> Share:
+        return Share(self.collate(indices, pin, positions or range(1)), positions, len(indices))
+
+    def collate(
+        self, indices: list[int], pin: bool = False, positions: range | None = None
+    ) -> MeasuredBatch | CleanBatch:
+        """One batch, or its items at `positions`, in pinned memory if wished.
+
+        Fewer coils than the batch has at most are padded with zeros, which changes nothing.
+        """
+        whole = [self.items[i] for i in indices]
+        chosen = [whole[p] for p in positions] if positions is not None else whole
         if isinstance(chosen[0], Tensor):
             return CleanBatch(torch.stack(chosen))  # type: ignore[arg-type]
         items: list[Item | StoredItem] = chosen  # type: ignore[assignment]
-        device, coils = items[0].mask.device, max(i.coils for i in items)
+        device, coils = items[0].mask.device, max(i.coils for i in whole)  # type: ignore[union-attr]
         kspace, maps = (
             torch.empty(
                 (len(items), coils, *self.shapes[indices[0]]),
