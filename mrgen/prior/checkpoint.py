@@ -5,6 +5,7 @@ plot and the prior beside it are made from it again.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -58,8 +59,9 @@ def restore_checkpoint(path: Path, identity: dict[str, Any], parameters: dict[st
 def stop_signals() -> Iterator[list[str]]:
     """The names of SIGTERM (a cluster's preemption) and SIGINT (Ctrl-C) as they come, to be acted on between updates.
 
-    The second one acts at once, as if this context were not there. Python hears signals in its main thread only:
-    elsewhere the list stays empty.
+    A second Ctrl-C acts at once, as if this context were not there; not under torchrun, which sends each signal on to
+    processes that the terminal has sent it to already. Python hears signals in its main thread only: elsewhere the
+    list stays empty.
     """
     heard: list[str] = []
     if threading.current_thread() is not threading.main_thread():
@@ -73,7 +75,8 @@ def stop_signals() -> Iterator[list[str]]:
 
     def hear(number: int, frame: FrameType | None) -> None:
         heard.append(signal.Signals(number).name)
-        restore()
+        if "WORLD_SIZE" not in os.environ:
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
 
     for number in before:
         signal.signal(number, hear)

@@ -168,7 +168,7 @@ def train(
         log.write(out)
     if stop:
         raise MrgenError(
-            f"{' '.join(signals) or 'a signal to another process'} stopped the training at step {step} of {steps}; "
+            f"{signals[0] if signals else 'a signal to another process'} stopped the training at step {step} of {steps}; "
             f"{checkpoint.name} is saved, and the same command goes on from there"
         )
     if first_process:
