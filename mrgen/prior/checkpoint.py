@@ -67,7 +67,7 @@ def stop_signals() -> Iterator[list[str]]:
     if threading.current_thread() is not threading.main_thread():
         yield heard
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def restore() -> None:
         for number, handler in before.items():
@@ -75,8 +75,8 @@ def stop_signals() -> Iterator[list[str]]:
 
     def hear(number: int, frame: FrameType | None) -> None:
         heard.append(signal.Signals(number).name)
-        if "WORLD_SIZE" not in os.environ:
-            signal.signal(signal.SIGINT, before[signal.SIGINT])
+        if number == signal.SIGINT and "WORLD_SIZE" not in os.environ:
+            signal.signal(number, before[number])
 
     for number in before:
         signal.signal(number, hear)

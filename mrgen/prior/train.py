@@ -167,8 +167,9 @@ def train(
     if first_process:
         log.write(out)
     if stop:
+        cause = signals[0] if signals else "a signal to another process"
         raise MrgenError(
-            f"{signals[0] if signals else 'a signal to another process'} stopped the training at step {step} of {steps}; "
+            f"{cause} stopped the training at step {step} of {steps}; "
             f"{checkpoint.name} is saved, and the same command goes on from there"
         )
     if first_process:
