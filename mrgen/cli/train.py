@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -11,10 +12,13 @@ from mrgen.cli.common import Device
 from mrgen.errors import MrgenError
 from mrgen.prior.data import TrainingSet
 from mrgen.prior.distributed import is_first, local_device, silent
+from mrgen.prior.rehearsal import rehearse
 from mrgen.prior.train import train
 from mrgen.review.figure import NOTICE
 from mrgen.review.output import prepare_output_dir
 from mrgen.settings import Protocol, load
+
+DRY_SCANS = 2
 
 
 def train_prior(
@@ -27,6 +31,13 @@ def train_prior(
     cache: Annotated[
         Path | None, typer.Option(help="Folder for prepared slices, to share; without it, 'cache' beside the prior.")
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help=f"Try a few updates on the {DRY_SCANS} largest scans: print memory, speed and time, write nothing.",
+        ),
+    ] = False,
 ) -> None:
     """Learn a prior from undersampled, noisy scans; fully sampled ones are undersampled by the protocol first.
 
@@ -37,8 +48,14 @@ def train_prior(
         raise MrgenError(f"-o {out.name}: expected a name that ends in .safetensors")
     if not folder.is_dir():
         raise MrgenError(f"{folder} is not a folder, expected one with scans")
-    prepare_output_dir(out.parent)
     report = typer.echo if is_first() else silent
+    if dry_run:
+        with TemporaryDirectory() as temporary:
+            data = TrainingSet.from_folder(folder, protocol, Path(temporary), report, target, largest=DRY_SCANS)
+            rehearse(data, protocol, target, steps, report)
+        report(NOTICE)
+        return
+    prepare_output_dir(out.parent)
     data = TrainingSet.from_folder(folder, protocol, cache or out.parent / "cache", report, target)
     written = train(data, protocol, out, device=target, resume=resume, steps=steps, report=report)
     report(f"wrote   {written}")

@@ -115,14 +115,18 @@ class TrainingSet:
         cache: Path,
         report: Callable[[str], None] = print,
         device: str = "cpu",
+        largest: int | None = None,
     ) -> TrainingSet:
         """Every slice of every scan in `folder`, prepared into `cache` on `device` where it is not there yet.
 
+        With `largest`, only of that many of the largest files.
         What cannot be used is left out as `prepare_scans` says. Raises MrgenError when there is nothing to train on.
         """
         paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SCANS)
         if not paths:
             raise MrgenError(f"no scans in {folder}, expected {', '.join(SCANS)}: name the folder they are in")
+        if largest is not None:
+            paths = sorted(sorted(paths, key=lambda path: path.stat().st_size)[-largest:])
         scans = prepare_scans(paths, protocol, cache, device, report)
         items = [StoredItem(scan, n, protocol.sampling) for scan in scans for n in range(len(scan))]
         text = "".join(f"{scan.file.stem}{scan.index}" for scan in scans)
