@@ -19,6 +19,7 @@ from torch import Tensor
 from mrgen import __version__
 from mrgen.errors import MrgenError
 from mrgen.prior.checkpoint import restore_checkpoint, save_checkpoint, stop_signals
+from mrgen.prior.compiled import compile_network
 from mrgen.prior.data import TrainingSet
 from mrgen.prior.denoiser import Denoise, Denoiser, risk_weight
 from mrgen.prior.distributed import join, silent
@@ -105,7 +106,9 @@ def train(
     parameters = dict(denoiser.named_parameters())
     average = {k: p.detach().clone() for k, p in parameters.items()}
     optimiser = torch.optim.Adam(parameters.values(), lr=training.learning_rate, betas=(0.9, 0.99))
-    settings = protocol.model_dump(mode="json", exclude={"training": {"accumulate"}})  # which changes no result
+    settings = protocol.model_dump(
+        mode="json", exclude={"training": {"accumulate", "compile"}}
+    )  # they change no result
     identity = {"protocol": settings, "data": data.fingerprint, "steps": steps}
 
     checkpoint = out.with_suffix(".checkpoint.safetensors")
@@ -120,6 +123,8 @@ def train(
 
     report(f"training {name}: {len(data.shapes)} slices, {sum(p.numel() for p in parameters.values()):,} weights, "
            f"{steps} updates of {training.batch} on {processes.count} x {device.partition(':')[0]}")  # fmt: skip
+    if training.compile and device != "cpu":
+        compile_network(denoiser)
     model, recent = processes.parallel(denoiser), Recent([], [])
     shares = data.shares(
         step, training.batch, training.seed, device, processes.rank, processes.count, training.accumulate
