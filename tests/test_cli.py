@@ -262,6 +262,7 @@ def test_train_prior_hands_its_options_on(mrgen, tmp_path, monkeypatch):
     assert code == 0
     assert f"wrote   {out}" in text
     assert seen.pop("report") == typer.echo
+    assert callable(seen.pop("sheet"))
     assert seen == {"cache": tmp_path / "p/cache", "out": out, "device": "cpu", "resume": False, "steps": 3}
 
 

@@ -32,6 +32,7 @@ from mrgen.settings import Protocol, Training
 NOTICE = "Research use only. Not for diagnostic use."
 CHECKPOINT_SECONDS = 120.0
 REPORT_SECONDS = 5.0
+SHEETS = 20  # in a whole training
 
 
 def draw_sigma(batch: int, training: Training, generator: torch.Generator) -> Tensor:
@@ -83,11 +84,13 @@ def train(
     start: dict[str, Tensor] | None = None,
     seconds: float = math.inf,
     report: Callable[[str], None] = print,
+    sheet: Callable[[Denoise, Path], None] | None = None,
 ) -> Path:
     """Train a prior and write it to `out` (.safetensors), with its loss by noise level and checkpoint beside it.
 
     `start` are weights to begin from; `seconds` ends the call early, leaving a checkpoint to resume from and the
-    prior as it stands. Under torchrun every process calls this with the same arguments and the first one writes and
+    prior as it stands; `sheet` is given the averaged denoiser, and where to draw its samples, SHEETS times.
+    Under torchrun every process calls this with the same arguments and the first one writes and
     reports. Raises MrgenError when the checkpoint belongs to other data or settings, on NaN, when SIGTERM or Ctrl-C
     ended the training (a checkpoint is left), or when another process was lost.
     """
@@ -157,6 +160,11 @@ def train(
             torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - keep)
             step += 1
 
+            if sheet is not None and first_process and step * SHEETS // steps > (step - 1) * SHEETS // steps:
+                averaged = Denoiser(protocol.network, training.sigma_data, amp=device != "cpu").to(device)
+                averaged.load_state_dict(average)
+                with torch.no_grad():
+                    sheet(averaged, out.with_suffix(".samples.png"))
             now = time.monotonic()
             due, late, stop = processes.any(now - spoken > REPORT_SECONDS, now - begun >= seconds, bool(signals))
             if due or late or stop or step == steps:

@@ -290,3 +290,19 @@ def test_any_pose_is_unitary_and_inverts_itself() -> None:
     assert len(poses) == 8  # the symmetries of the square
     assert min(angles) < -2
     assert max(angles) > 2
+
+
+def test_sheets_are_drawn_from_the_averaged_weights_and_change_nothing(tmp_path: Path) -> None:
+    drawn: list[dict[str, Tensor]] = []
+
+    def sheet(denoise: object, path: Path) -> None:
+        assert path == tmp_path / "a.samples.png"
+        assert not torch.is_grad_enabled()
+        drawn.append({k: v.clone() for k, v in denoise.state_dict().items()})  # type: ignore[attr-defined]
+
+    one = train(slices(), protocol(steps=50), tmp_path / "a.safetensors", report=silent, sheet=sheet)
+    two = train(slices(), protocol(steps=50), tmp_path / "b.safetensors", report=silent)
+    assert_same(one, two)
+    assert len(drawn) == 20
+    average = tensors(one.with_suffix(".checkpoint.safetensors"))
+    assert all(torch.equal(v, average[f"average/{k}"]) for k, v in drawn[-1].items())

@@ -120,4 +120,5 @@ def test_the_command_prepares_and_trains_with_two_processes(torchrun: Torchrun, 
     assert text.count("prepared 3 scans: 6 slices") == 1
     assert text.count("wrote") == 1
     assert len(list((tmp_path / "cache").glob("*.h5"))) == 3
+    assert (tmp_path / "prior.samples.png").read_bytes().startswith(b"\x89PNG")
     assert load_prior(tmp_path / "prior.safetensors").metadata["steps_done"] == 3
