@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,6 +74,17 @@ def learning_rate(step: int, steps: int, training: Training) -> float:
     return training.learning_rate * warm * 0.5 * (1 - math.cos(math.pi * min(1.0, left)))
 
 
+def average_exponent(width: float) -> float:
+    """gamma of the weight average sum_t t^gamma w_t / sum_t t^gamma whose profile over T updates has std width * T.
+
+    The power-function average of EDM2 (Karras et al., arXiv 2312.02696, section 3): it grows with the training, so that
+    one width serves short and long ones, and the first weights fade out. Update t keeps (1 - 1 / t)^(gamma + 1) of the
+    average. With the learning rate falling to zero its width matters little, so there is one, chosen beforehand.
+    """
+    t = width**-2
+    return float(np.roots([1, 7, 16 - t, 12 - t]).real.max())
+
+
 def train(
     data: TrainingSet,
     protocol: Protocol,
@@ -107,11 +119,11 @@ def train(
         denoiser.load_state_dict(start)
     denoiser = denoiser.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     parameters = dict(denoiser.named_parameters())
+    exponent = average_exponent(training.ema)
     average = {k: p.detach().clone() for k, p in parameters.items()}
     optimiser = torch.optim.Adam(parameters.values(), lr=training.learning_rate, betas=(0.9, 0.99))
-    settings = protocol.model_dump(
-        mode="json", exclude={"training": {"accumulate", "compile"}}
-    )  # they change no result
+    no_matter = {"accumulate", "compile"}  # to the result, beyond rounding
+    settings = protocol.model_dump(mode="json", exclude={"training": no_matter})
     identity = {"protocol": settings, "data": data.fingerprint, "steps": steps}
 
     checkpoint = out.with_suffix(".checkpoint.safetensors")
@@ -156,7 +168,7 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(step, steps, training)
             optimiser.step()
-            keep = min(training.ema, (1 + step) / (10 + step))
+            keep = (1 - 1 / (step + 1)) ** (exponent + 1)
             torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - keep)
             step += 1
 

@@ -17,9 +17,10 @@ from torch import Tensor
 
 import mrgen.prior.train as loop
 from mrgen.errors import MrgenError
+from mrgen.prior import progress
 from mrgen.prior.data import TrainingSet
 from mrgen.prior.files import load_prior, read_safetensors, save_prior, write_safetensors
-from mrgen.prior.train import any_pose, draw_sigma, learning_rate, train
+from mrgen.prior.train import any_pose, average_exponent, draw_sigma, learning_rate, train
 from mrgen.settings import Protocol, Training
 
 
@@ -264,6 +265,40 @@ def test_learning_rate_warms_up_holds_and_decays_to_zero() -> None:
     assert rates[100] == 0
     flat = Training(learning_rate=1e-3, warmup=0, decay=0)
     assert [learning_rate(step, 100, flat) for step in range(100)] == pytest.approx([1e-3] * 100)
+
+
+@pytest.mark.parametrize("width", [0.02, 0.05, 0.25])
+def test_the_average_has_its_width_and_the_weights_of_its_formula(width: float) -> None:
+    gamma, steps = average_exponent(width), 4000
+    profile = torch.zeros(steps, dtype=torch.float64)  # of each update's weights in the average
+    for t in range(1, steps + 1):
+        keep = (1 - 1 / t) ** (gamma + 1)
+        profile *= keep
+        profile[t - 1] = 1 - keep
+    time = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    mean = (profile * time).sum()
+    assert float((profile * (time - mean) ** 2).sum().sqrt()) == pytest.approx(width, rel=5e-3)
+    torch.testing.assert_close(profile[-1500:], (time**gamma / (time**gamma).sum())[-1500:], rtol=0.03, atol=0)
+
+
+def test_the_saved_average_is_that_of_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "REPORT_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(progress, "_plot", lambda *_: None)
+    seen: list[dict[str, Tensor]] = []
+
+    def keep(path: Path, identity: object, step: int, parameters: dict[str, Tensor], *_: object) -> None:
+        seen.append({k: v.detach().clone() for k, v in parameters.items()})
+        assert len(seen) == step
+
+    monkeypatch.setattr(loop, "save_checkpoint", keep)
+    out = train(slices(), protocol(ema=0.1), tmp_path / "prior.safetensors", report=silent)
+    average, exponent = seen[0], average_exponent(0.1) + 1
+    for t, weights in enumerate(seen[1:], start=2):
+        share = (1 - 1 / t) ** exponent
+        average = {k: share * v + (1 - share) * weights[k] for k, v in average.items()}
+    for key, value in tensors(out).items():
+        torch.testing.assert_close(value.float(), average[key], rtol=1e-3, atol=1e-6)
 
 
 def test_any_pose_is_unitary_and_inverts_itself() -> None:
