@@ -104,11 +104,11 @@ def repeated(items: Sequence[Item | StoredItem], name: str) -> TrainingSet:
 
 
 def loading(data: TrainingSet, device: str) -> None:
-    batches = data.batches(0, BATCH, 0, device)
-    next(batches)
+    shares = data.shares(0, BATCH, 0, device)
+    next(shares)
     begun, count = time.perf_counter(), 6
-    for batch in islice(batches, count):
-        assert batch.kspace.device.type == device  # type: ignore[union-attr]
+    for share in islice(shares, count):
+        assert share.items.kspace.device.type == device  # type: ignore[union-attr]
     each = (time.perf_counter() - begun) / count
     files = {item.scan.file: len(item.scan) for item in data.items if isinstance(item, StoredItem)}
     size = sum(file.stat().st_size for file in files) / sum(files.values()) / 1e6

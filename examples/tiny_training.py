@@ -66,7 +66,7 @@ def write_scan(path: Path, seed: int) -> None:
 
 
 def risk(curve: Path) -> list[float]:
-    """The estimated risk per pixel of every update."""
+    """The estimated risk per pixel in the course of the training."""
     with curve.open(newline="") as file:
         return [float(row["risk"]) for row in csv.DictReader(file)]
 
@@ -93,7 +93,7 @@ def main() -> None:
     values = risk(prior.with_suffix(".csv"))
     tenth = max(1, len(values) // 10)
     start, end = sum(values[:tenth]) / tenth, sum(values[-tenth:]) / tenth
-    print(f"estimated risk per pixel: {start:.4f} over the first {tenth} updates, {end:.4f} over the last")
+    print(f"estimated risk per pixel: {start:.4f} over the first tenth of the updates, {end:.4f} over the last")
     print(f"prior: {written}\ncurve: {prior.with_suffix('.png')}")
 
 

@@ -81,11 +81,13 @@ class Training(Settings):
     objective: Literal["gsure", "ambient-tweedie", "ambient", "supervised"] = "gsure"
     basis: Literal["sense", "fourier"] = "sense"
     steps: int = Field(20_000, ge=1, description="updates")
-    batch: int = Field(16, ge=1, description="slices per update")
+    batch: int = Field(16, ge=1, description="slices per update, of all processes together")
+    accumulate: int = Field(1, ge=1, description="parts in which a process computes its share of a batch")
+    compile: bool = Field(True, description="compile the network, on a GPU only")
     learning_rate: float = Field(5e-4, gt=0, description="peak, Adam")
     warmup: int = Field(200, ge=0, description="updates of linear warm-up")
     decay: float = Field(0.3, ge=0, le=1, description="last fraction of the updates, cosine decay to zero")
-    ema: float = Field(0.999, ge=0, lt=1, description="decay of the weight average, per update")
+    ema: float = Field(0.05, gt=0, le=0.25, description="width (std) of the weight average, fraction of the updates")
     sigma_min: float = Field(0.01, gt=0, description="smallest noise level trained, units of the scaled image")
     sigma_max: float = Field(20.0, gt=0, description="largest noise level trained")
     sigma_median: float = Field(0.2, gt=0, description="median of the log-normal noise levels")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
 from mrgen import __version__, cli
@@ -279,7 +281,7 @@ def test_train_prior_hands_its_options_on(mrgen, tmp_path, monkeypatch):
     protocol.write_text('description = "tiny"\nanatomy = "phantom"\n')
     seen: dict[str, object] = {}
     monkeypatch.setattr(
-        train.TrainingSet, "from_folder", lambda folder, protocol, cache, device: seen.update(cache=cache)
+        train.TrainingSet, "from_folder", lambda folder, protocol, cache, report, device: seen.update(cache=cache)
     )
     monkeypatch.setattr(train, "train", lambda data, protocol, out, **kw: seen.update(out=out, **kw) or out)
     out = tmp_path / "p" / "prior.safetensors"
@@ -287,7 +289,31 @@ def test_train_prior_hands_its_options_on(mrgen, tmp_path, monkeypatch):
     code, text, _ = mrgen(*arguments, "--device", "cpu")
     assert code == 0
     assert f"wrote   {out}" in text
+    assert seen.pop("report") == typer.echo
+    assert callable(seen.pop("sheet"))
     assert seen == {"cache": tmp_path / "p/cache", "out": out, "device": "cpu", "resume": False, "steps": 3}
+
+
+def test_a_dry_run_measures_and_writes_nothing(mrgen, tmp_path, phantom, write_scan):
+    for name, size in (("a.h5", 32), ("b.h5", 48), ("c.h5", 40)):
+        write_scan(name, kspace=1e-3 * phantom(slices=1, coils=4, shape=(size, size), noise=0.01))
+    (tmp_path / "own.toml").write_text(
+        'description = "own"\nanatomy = "any"\n[sampling]\nacceleration = [2.0]\ncenter_fraction = 0.3\n'
+        '[network]\nwidths = [16]\nblocks = 1\npatch = 4\n[training]\nbasis = "fourier"\nsteps = 36000\nbatch = 3\n'
+    )
+    before = sorted(tmp_path.iterdir())
+    out = tmp_path / "p" / "prior.safetensors"
+    code, text, _ = mrgen(
+        "train-prior", tmp_path, "--protocol", tmp_path / "own.toml", "-o", out, "--device", "cpu", "--dry-run"
+    )
+    assert code == 0, text
+    assert sorted(tmp_path.iterdir()) == before
+    assert "prepared 2 scans: 2 slices" in text  # the largest
+    memory = float(re.search(r"memory  ([\d.]+) GiB", text)[1])
+    assert 0.1 < memory < 8
+    rate = float(re.search(r"speed   (\S+) updates of 3 slices per second", text)[1])
+    hours, unit = re.search(r"time    ([\d.]+) (h|min) for 36000 updates", text).groups()
+    assert float(hours) * {"h": 3600, "min": 60}[unit] * rate == pytest.approx(36000, rel=0.1)
 
 
 def test_slices_are_parsed():

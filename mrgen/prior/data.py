@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from mrgen.scans.scan import Slice
 from mrgen.settings import Protocol, Sampling
 
 SCANS = (".h5", ".mrd", ".dat", ".cfl", ".npz")
-AHEAD = 2  # batches that are loaded before they are asked for, each by a thread
+AHEAD, READERS = 2, 8  # batches that are loaded before they are asked for; threads that read their items
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,15 @@ class StoredItem:
 
 
 @dataclass(frozen=True)
+class Share:
+    """The part of a batch that a process computes at a time."""
+
+    items: MeasuredBatch | CleanBatch
+    positions: range  # of the items in the batch; empty where the batch is too small: then `items` is one to spare
+    size: int  # of the whole batch
+
+
+@dataclass(frozen=True)
 class TrainingSet:
     """Items with their matrix sizes and a fingerprint of what they were made from."""
 
@@ -106,14 +115,18 @@ class TrainingSet:
         cache: Path,
         report: Callable[[str], None] = print,
         device: str = "cpu",
+        largest: int | None = None,
     ) -> TrainingSet:
         """Every slice of every scan in `folder`, prepared into `cache` on `device` where it is not there yet.
 
+        With `largest`, only of that many of the largest files.
         What cannot be used is left out as `prepare_scans` says. Raises MrgenError when there is nothing to train on.
         """
         paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SCANS)
         if not paths:
             raise MrgenError(f"no scans in {folder}, expected {', '.join(SCANS)}: name the folder they are in")
+        if largest is not None:
+            paths = sorted(sorted(paths, key=lambda path: path.stat().st_size)[-largest:])
         scans = prepare_scans(paths, protocol, cache, device, report)
         items = [StoredItem(scan, n, protocol.sampling) for scan in scans for n in range(len(scan))]
         text = "".join(f"{scan.file.stem}{scan.index}" for scan in scans)
@@ -142,27 +155,49 @@ class TrainingSet:
             yield from self.epoch(number, batch, seed)[offset:]
             number, offset = number + 1, 0
 
-    def batches(self, step: int, batch: int, seed: int, device: str = "cpu") -> Iterator[MeasuredBatch | CleanBatch]:
-        """Batches from `step` on, without end, on `device`: a GPU gets the next one while it computes."""
-        order = self._order(step, batch, seed)
-        beside = torch.cuda.Stream(device) if device != "cpu" else None  # type: ignore[no-untyped-call]
-        pool = ThreadPoolExecutor(AHEAD, "batches")
-        try:
-            loading = deque(pool.submit(self.collate, indices, beside is not None) for indices in islice(order, AHEAD))
-            for indices in order:
-                loading.append(pool.submit(self.collate, indices, beside is not None))
-                ready = loading.popleft().result()
-                yield ready if beside is None else _moved(ready, device, beside)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    def shares(
+        self, step: int, batch: int, seed: int, device: str = "cpu", rank: int = 0, processes: int = 1, parts: int = 1
+    ) -> Iterator[Share]:
+        """What process `rank` of `processes` computes from `step` on, without end: each batch in `parts` shares.
 
-    def collate(self, indices: list[int], pin: bool = False) -> MeasuredBatch | CleanBatch:
-        """One batch, in pinned memory if wished. Fewer coils are padded with zeros, which changes nothing."""
-        chosen = [self.items[i] for i in indices]
+        A share takes every (processes * parts)-th item, so that all have like mixtures of the noise levels, which rise
+        with the position in the batch. They come on `device`: a GPU gets the next one while it computes.
+        """
+        order = (
+            (indices, range(part * processes + rank, len(indices), parts * processes))
+            for indices in self._order(step, batch, seed)
+            for part in range(parts)
+        )
+        beside = torch.cuda.Stream(device) if device != "cpu" else None  # type: ignore[no-untyped-call]
+        pool, readers = ThreadPoolExecutor(AHEAD, "batches"), ThreadPoolExecutor(READERS, "items")
+
+        def load(indices: list[int], positions: range) -> Share:
+            batch = self.collate(indices, beside is not None, positions or range(1), readers)
+            return Share(batch, positions, len(indices))
+
+        try:
+            loading = deque(pool.submit(load, *share) for share in islice(order, AHEAD))
+            for share in order:
+                loading.append(pool.submit(load, *share))
+                ready = loading.popleft().result()
+                yield ready if beside is None else replace(ready, items=_moved(ready.items, device, beside))
+        finally:
+            for threads in (pool, readers):
+                threads.shutdown(cancel_futures=True)
+
+    def collate(
+        self, indices: list[int], pin: bool = False, positions: range | None = None, readers: Executor | None = None
+    ) -> MeasuredBatch | CleanBatch:
+        """One batch, or its items at `positions`, in pinned memory if wished; threads of `readers` load its items.
+
+        Fewer coils than the batch has at most are padded with zeros, which changes nothing.
+        """
+        whole = [self.items[i] for i in indices]
+        chosen = [whole[p] for p in positions] if positions is not None else whole
         if isinstance(chosen[0], Tensor):
             return CleanBatch(torch.stack(chosen))  # type: ignore[arg-type]
         items: list[Item | StoredItem] = chosen  # type: ignore[assignment]
-        device, coils = items[0].mask.device, max(i.coils for i in items)
+        device, coils = items[0].mask.device, max(i.coils for i in whole)  # type: ignore[union-attr]
         kspace, maps = (
             torch.empty(
                 (len(items), coils, *self.shapes[indices[0]]),
@@ -172,9 +207,12 @@ class TrainingSet:
             )
             for _ in range(2)
         )
-        for row, item in enumerate(items):
+
+        def fill(row: int, item: Item | StoredItem) -> None:
             item.load(kspace[row, : item.coils], maps[row, : item.coils])
             kspace[row, item.coils :] = maps[row, item.coils :] = 0
+
+        list((readers.map if readers else map)(fill, range(len(items)), items))  # waits, and raises what a thread did
         return MeasuredBatch(
             kspace=kspace,
             mask=torch.stack([i.mask for i in items])[:, None, None],

@@ -1,56 +1,61 @@
-"""The training loop: one function, read top to bottom; it runs the same on a CPU and on a GPU.
+"""The training loop: one function, read top to bottom; it runs the same on a CPU, on a GPU and under torchrun on many.
 
-All randomness of step k comes from a generator seeded with (seed, k), so a resumed run equals an uninterrupted
-one, on a CPU to the bit.
+All randomness of step k comes from generators seeded with (seed, k), so a resumed run equals an uninterrupted one, on a
+CPU to the bit, and several processes make the update that one would make of the same batch, up to rounding.
 """
 
 from __future__ import annotations
 
-import csv
+import cmath
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mrgen import __version__
 from mrgen.errors import MrgenError
+from mrgen.prior.checkpoint import restore_checkpoint, save_checkpoint, stop_signals
+from mrgen.prior.compiled import compile_network
 from mrgen.prior.data import TrainingSet
 from mrgen.prior.denoiser import Denoise, Denoiser, risk_weight
-from mrgen.prior.files import read_safetensors, save_prior, write_safetensors
+from mrgen.prior.distributed import join, silent
+from mrgen.prior.draws import DrawPerItem, stream
+from mrgen.prior.files import save_prior
 from mrgen.prior.objectives import OBJECTIVES, CleanBatch, MeasuredBatch
+from mrgen.prior.progress import Log, Recent
 from mrgen.settings import Protocol, Training
 
 NOTICE = "Research use only. Not for diagnostic use."
 CHECKPOINT_SECONDS = 120.0
 REPORT_SECONDS = 5.0
+SHEETS = 20  # in a whole training
 
 
-def draw_sigma(batch: int, training: Training, generator: torch.Generator, device: str) -> Tensor:
+def draw_sigma(batch: int, training: Training, generator: torch.Generator) -> Tensor:
     """Noise levels (batch,): log-normal about sigma_median, one from each of `batch` equal-probability strata."""
-    u = torch.rand(batch, generator=generator, device=device)
-    quantile = (torch.arange(batch, device=device) + u) / batch
+    quantile = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
     z = math.sqrt(2) * torch.erfinv((2 * quantile - 1).clamp(-0.9999, 0.9999))
     return (training.sigma_median * torch.exp(training.sigma_spread * z)).clamp(training.sigma_min, training.sigma_max)
 
 
-def any_pose(denoise: Denoise, generator: torch.Generator, device: str) -> Denoise:
+def any_pose(denoise: Denoise, generator: torch.Generator) -> Denoise:
     """The denoiser seen through a random flip, transpose and global phase: T^-1 D(T x).
 
     These maps are unitary, so white noise stays white and every objective stays valid.
     """
-    flip_y, flip_x, swap = (torch.rand(3, generator=generator, device=device) < 0.5).tolist()
+    flip_y, flip_x, swap = (torch.rand(3, generator=generator) < 0.5).tolist()
     axes = [a for a, f in ((-2, flip_y), (-1, flip_x)) if f]
-    angle = 2 * math.pi * torch.rand((), generator=generator, device=device)
-    phase = torch.polar(torch.ones_like(angle), angle)
+    phase = cmath.rect(1, 2 * math.pi * float(torch.rand((), generator=generator)))
 
     def posed(x: Tensor, sigma: Tensor) -> Tensor:
         x = (phase * x).flip(axes)
         x = denoise(x.mT if swap else x, sigma)
-        return phase.conj() * (x.mT if swap else x).flip(axes)
+        return phase.conjugate() * (x.mT if swap else x).flip(axes)
 
     return posed
 
@@ -69,6 +74,17 @@ def learning_rate(step: int, steps: int, training: Training) -> float:
     return training.learning_rate * warm * 0.5 * (1 - math.cos(math.pi * min(1.0, left)))
 
 
+def average_exponent(width: float) -> float:
+    """gamma of the weight average sum_t t^gamma w_t / sum_t t^gamma whose profile over T updates has std width * T.
+
+    The power-function average of EDM2 (Karras et al., arXiv 2312.02696, section 3): it grows with the training, so that
+    one width serves short and long ones, and the first weights fade out. Update t keeps (1 - 1 / t)^(gamma + 1) of the
+    average. With the learning rate falling to zero its width matters little, so there is one, chosen beforehand.
+    """
+    t = width**-2
+    return float(np.roots([1, 7, 16 - t, 12 - t]).real.max())
+
+
 def train(
     data: TrainingSet,
     protocol: Protocol,
@@ -80,13 +96,20 @@ def train(
     start: dict[str, Tensor] | None = None,
     seconds: float = math.inf,
     report: Callable[[str], None] = print,
+    sheet: Callable[[Denoise, Path], None] | None = None,
 ) -> Path:
-    """Train a prior and write it to `out` (.safetensors), with its loss curve and checkpoint beside it.
+    """Train a prior and write it to `out` (.safetensors), with its loss by noise level and checkpoint beside it.
 
     `start` are weights to begin from; `seconds` ends the call early, leaving a checkpoint to resume from and the
-    prior as it stands. Raises MrgenError when the checkpoint belongs to other data or settings, or on NaN.
+    prior as it stands; `sheet` is given the averaged denoiser, and where to draw its samples, SHEETS times.
+    Under torchrun every process calls this with the same arguments and the first one writes and
+    reports. Raises MrgenError when the checkpoint belongs to other data or settings, on NaN, when SIGTERM or Ctrl-C
+    ended the training (a checkpoint is left), or when another process was lost.
     """
     training, begun = protocol.training, time.monotonic()
+    processes = join(device)
+    device, first_process = processes.device, processes.rank == 0
+    report = report if first_process else silent
     steps = steps or training.steps
     objective = OBJECTIVES[training.objective]
     name = training.objective if training.objective == "supervised" else f"{training.objective}-{training.basis}"
@@ -96,140 +119,97 @@ def train(
         denoiser.load_state_dict(start)
     denoiser = denoiser.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     parameters = dict(denoiser.named_parameters())
+    exponent = average_exponent(training.ema)
     average = {k: p.detach().clone() for k, p in parameters.items()}
     optimiser = torch.optim.Adam(parameters.values(), lr=training.learning_rate, betas=(0.9, 0.99))
-    identity = {"protocol": protocol.model_dump(mode="json"), "data": data.fingerprint, "steps": steps}
+    no_matter = {"accumulate", "compile"}  # to the result, beyond rounding
+    settings = protocol.model_dump(mode="json", exclude={"training": no_matter})
+    identity = {"protocol": settings, "data": data.fingerprint, "steps": steps}
 
     checkpoint = out.with_suffix(".checkpoint.safetensors")
-    step, log = 0, []
+    step, log = 0, Log.empty(training, steps)
     if resume and checkpoint.exists():
-        step = _restore(checkpoint, identity, parameters, average, optimiser)
-        log = _read_log(out, step)
+        step = restore_checkpoint(checkpoint, identity, parameters, average, optimiser, log.sums)
         report(f"resuming {out.name} at step {step} of {steps}")
+    if not processes.agree(step, data.fingerprint):
+        raise MrgenError(
+            "the processes do not see the same data and checkpoint: put scans, cache and output where all can read them"
+        )
 
     report(f"training {name}: {len(data.shapes)} slices, {sum(p.numel() for p in parameters.values()):,} weights, "
-           f"{steps} updates of {training.batch} on {device}")  # fmt: skip
-    recent: list[tuple[int, Tensor, Tensor]] = []
+           f"{steps} updates of {training.batch} on {processes.count} x {device.partition(':')[0]}")  # fmt: skip
+    if training.compile and device != "cpu":
+        compile_network(denoiser)
+    model, recent = processes.parallel(denoiser), Recent([], [])
+    shares = data.shares(
+        step, training.batch, training.seed, device, processes.rank, processes.count, training.accumulate
+    )
     first, spoken, saved = step, time.monotonic(), time.monotonic()
-    batches = data.batches(step, training.batch, training.seed, device)
-    while step < steps and time.monotonic() - begun < seconds:
-        batch = next(batches)
-        generator = torch.Generator(device).manual_seed(training.seed * 1_000_000_007 + step)
-        size = len(batch.image if isinstance(batch, CleanBatch) else batch.kspace)
-        sigma_t = draw_sigma(size, training, generator, device)
-        risk = objective(any_pose(denoiser, generator, device), batch, sigma_t, generator, training)
-        loss = (loss_weight(sigma_t, batch, training.sigma_data) * risk).mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps, training)
-        optimiser.step()
-        keep = min(training.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - keep)
-        step += 1
+    (late,), stop = processes.any(spoken - begun >= seconds), False
+    with stop_signals() as signals:
+        while step < steps and not (late or stop):
+            optimiser.zero_grad(set_to_none=True)
+            for part in range(training.accumulate):
+                share = next(shares)
+                common = stream(training.seed, step)
+                levels = draw_sigma(share.size, training, common)
+                denoise = any_pose(model, common)
+                draws = DrawPerItem(training.seed, step, share.positions or range(1), device)
+                places = torch.tensor(share.positions or range(1))
+                sigma_t, counted = levels[places].to(device), len(share.positions) > 0
+                with processes.averaging(model, part == training.accumulate - 1):
+                    with draws:
+                        risk = objective(draws.outside(denoise), share.items, sigma_t, draws.generator, training)
+                    weighted = loss_weight(sigma_t, share.items, training.sigma_data) * risk
+                    loss = counted * processes.count / share.size * weighted.sum()  # the processes are averaged over
+                    loss.backward()  # type: ignore[no-untyped-call]
+                recent.add(part == 0, levels, places, counted * risk.detach())
+            torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(step, steps, training)
+            optimiser.step()
+            keep = (1 - 1 / (step + 1)) ** (exponent + 1)
+            torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - keep)
+            step += 1
 
-        recent.append((step, sigma_t, risk.detach()))
-        now = time.monotonic()
-        if now - spoken > REPORT_SECONDS or step == steps:
-            rows = _collect(recent, out.name)
-            log += rows
-            rate = (step - first) / (now - begun)
-            level = sum(row[2] for row in rows) / len(rows)
-            left = (steps - step) / rate / 60
-            report(f"step {step}/{steps}  risk {level:.5f}  {rate:.1f} steps/s  {left:.1f} min left")
-            recent, spoken = [], now
-            if now - saved > CHECKPOINT_SECONDS:  # only here, after _collect has ruled out NaN and emptied recent
-                _save(checkpoint, identity, step, parameters, average, optimiser)
-                _write_log(out, log)
-                saved = now
-
-    if step > first:
-        log += _collect(recent, out.name)
-        _save(checkpoint, identity, step, parameters, average, optimiser)
-        _write_log(out, log)
-    metadata: dict[str, Any] = {
-        "mrgen": __version__,
-        "network": protocol.network.model_dump(mode="json"),
-        "sigma_data": training.sigma_data,
-        "sigma_min": training.sigma_min,
-        "sigma_max": training.sigma_max,
-        "scaling": "99th percentile of the RSS of the ACS-only image is 1",
-        "objective": name,
-        "steps_done": step,
-        "notice": NOTICE,
-        **identity,
-    }
-    save_prior(out, average, metadata)
-    return out
-
-
-Row = tuple[int, float, float]  # step, geometric mean of its sigma_t, mean risk per pixel
-
-
-def _collect(recent: list[tuple[int, Tensor, Tensor]], name: str) -> list[Row]:
-    """Rows of the steps since the last report; NaN stops here."""
-    rows = []
-    for number, sigma, risk in recent:
-        row = (number, float(sigma.log().mean().exp()), float(risk.mean()))
-        if not math.isfinite(row[2]):
-            raise MrgenError(f"the loss of {name} is not finite at step {number}; lower the learning rate")
-        rows.append(row)
-    return rows
-
-
-def _save(path: Path, identity: dict[str, Any], step: int, parameters: dict[str, Any], average: dict[str, Tensor],
-          optimiser: torch.optim.Adam) -> None:  # fmt: skip
-    tensors: dict[str, Tensor] = {}
-    for name, p in parameters.items():
-        state = optimiser.state[p]
-        tensors |= {f"weight/{name}": p, f"average/{name}": average[name]}
-        tensors |= {f"mean/{name}": state["exp_avg"], f"square/{name}": state["exp_avg_sq"]}
-    write_safetensors(path, tensors, {**identity, "step": step})
-
-
-def _restore(path: Path, identity: dict[str, Any], parameters: dict[str, Any], average: dict[str, Tensor],
-             optimiser: torch.optim.Adam) -> int:  # fmt: skip
-    tensors, metadata = read_safetensors(path)
-    differs = [k for k in identity if metadata.get(k) != identity[k]]
-    if differs:
-        raise MrgenError(f"{path.name} is of another run (other {', '.join(differs)}): remove it or use --no-resume")
-    step = int(metadata["step"])
-    for name, p in parameters.items():
-        with torch.no_grad():
-            p.copy_(tensors[f"weight/{name}"])
-            average[name].copy_(tensors[f"average/{name}"])
-        optimiser.state[p] = {
-            "step": torch.tensor(float(step)),
-            "exp_avg": torch.empty_like(p).copy_(tensors[f"mean/{name}"]),
-            "exp_avg_sq": torch.empty_like(p).copy_(tensors[f"square/{name}"]),
+            if sheet is not None and first_process and step * SHEETS // steps > (step - 1) * SHEETS // steps:
+                averaged = Denoiser(protocol.network, training.sigma_data, amp=device != "cpu").to(device)
+                averaged.load_state_dict(average)
+                with torch.no_grad():
+                    sheet(averaged, out.with_suffix(".samples.png"))
+            now = time.monotonic()
+            due, late, stop = processes.any(now - spoken > REPORT_SECONDS, now - begun >= seconds, bool(signals))
+            if due or late or stop or step == steps:
+                level, rate = recent.move(log, step, processes, out.name), (step - first) / (now - begun)
+                left, spoken = (steps - step) / rate / 60, now
+                report(f"step {step}/{steps}  risk {level:.5f}  {rate:.1f} steps/s  {left:.1f} min left")
+                ended = late or stop or step == steps
+                if first_process and (ended or now - saved > CHECKPOINT_SECONDS):  # after NaN has been ruled out
+                    save_checkpoint(checkpoint, identity, step, parameters, average, optimiser, log.sums)
+                    if not ended:
+                        log.write(out)
+                    saved = now
+    if first_process:
+        log.write(out)
+    if stop:
+        cause = signals[0] if signals else "a signal to another process"
+        raise MrgenError(
+            f"{cause} stopped the training at step {step} of {steps}; "
+            f"{checkpoint.name} is saved, and the same command goes on from there"
+        )
+    if first_process:
+        metadata: dict[str, Any] = {
+            "mrgen": __version__,
+            "network": protocol.network.model_dump(mode="json"),
+            "sigma_data": training.sigma_data,
+            "sigma_min": training.sigma_min,
+            "sigma_max": training.sigma_max,
+            "scaling": "99th percentile of the RSS of the ACS-only image is 1",
+            "objective": name,
+            "steps_done": step,
+            "notice": NOTICE,
+            **identity,
         }
-    return step
-
-
-def _write_log(out: Path, log: list[Row]) -> None:
-    with out.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["step", "sigma", "risk"])
-        writer.writerows(log)
-
-    from matplotlib.figure import Figure  # here, as it is slow to import
-
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
-    axes = figure.subplots()
-    width = max(1, len(log) // 200)
-    means = [sum(r[2] for r in log[i : i + width]) / width for i in range(0, len(log) - width + 1, width)]
-    axes.plot([log[i][0] for i in range(0, len(log) - width + 1, width)], means, color="0.2")
-    scale = "symlog" if min(means, default=1) <= 0 else "log"
-    axes.set(xlabel="update", ylabel="estimated risk per pixel", yscale=scale)
-    axes.set_title(f"{out.stem}: mean over noise levels", fontsize=9)
-    figure.savefig(out.with_suffix(".png"), dpi=120)
-
-
-def _read_log(out: Path, step: int) -> list[Row]:
-    path = out.with_suffix(".csv")
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        rows = [(int(r["step"]), float(r["sigma"]), float(r["risk"])) for r in csv.DictReader(file)]
-    return [r for r in rows if r[0] <= step]
+        save_prior(out, average, metadata)
+    processes.any(True)  # nobody looks for what the first has not written yet
+    return out

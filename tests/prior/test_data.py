@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -44,6 +44,11 @@ def fake_set() -> TrainingSet:
     return TrainingSet(made, [i.shape for i in made], "fake")
 
 
+def batches(data: TrainingSet, step: int, device: str = "cpu") -> Iterator[MeasuredBatch | CleanBatch]:
+    """Whole batches of at most 3."""
+    return (share.items for share in data.shares(step, 3, seed=1, device=device))
+
+
 def test_an_epoch_has_every_item_once_and_equal_sizes_per_batch() -> None:
     data = fake_set()
     seen = set()
@@ -60,8 +65,8 @@ def test_an_epoch_has_every_item_once_and_equal_sizes_per_batch() -> None:
 @pytest.mark.parametrize("step", [1, 4, 5, 6, 13])
 def test_batches_are_a_function_of_seed_and_step(step: int) -> None:
     data = fake_set()
-    whole = list(itertools.islice(data.batches(0, 3, seed=1), 18))[step:]
-    resumed = itertools.islice(data.batches(step, 3, seed=1), 18 - step)
+    whole = list(itertools.islice(batches(data, 0), 18))[step:]
+    resumed = itertools.islice(batches(data, step), 18 - step)
     for one, two in zip(whole, resumed, strict=True):
         assert isinstance(one, MeasuredBatch)
         assert isinstance(two, MeasuredBatch)
@@ -130,7 +135,7 @@ def test_coil_padding_leaves_the_estimated_risk_alone(objective: str, basis: str
 def test_clean_images_make_clean_batches_only() -> None:
     images = [torch.randn(6, 5, dtype=torch.complex64) for _ in range(4)]
     data = TrainingSet.from_images(images, "clean")
-    batch = next(data.batches(0, 2, seed=0))
+    batch = next(data.shares(0, 2, seed=0)).items
     assert isinstance(batch, CleanBatch)
     with pytest.raises(AttributeError):
         gsure(lambda u, s: u, batch, torch.ones(2), torch.Generator(), Training())  # type: ignore[arg-type]
@@ -169,40 +174,40 @@ def watched(broken: int = -1) -> tuple[Watched, TrainingSet]:
 
 
 def loaders() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name.startswith("batches")]
+    return [t for t in threading.enumerate() if t.name.startswith(("batches", "items"))]
 
 
 def test_the_next_batches_are_loaded_while_one_is_used_and_no_more() -> None:
-    items, data = watched()
+    before, (items, data) = loaders(), watched()
     sizes = [len(batch) for batch in data.epoch(0, 3, seed=1)]
-    batches = data.batches(0, 3, seed=1)
+    shares = data.shares(0, 3, seed=1)
     assert items.asked == 0
-    next(batches)
+    next(shares)
     deadline = time.monotonic() + 20
     while items.asked < sum(sizes[: 1 + AHEAD]) and time.monotonic() < deadline:
         time.sleep(0.01)  # no other batch is asked for
     time.sleep(0.05)
     assert items.asked == sum(sizes[: 1 + AHEAD])
-    batches.close()  # type: ignore[attr-defined]
-    assert loaders() == []
+    shares.close()  # type: ignore[attr-defined]
+    assert set(loaders()) <= set(before)  # of other tests, whose training was interrupted
 
 
 def test_threads_do_not_change_the_order() -> None:
-    plain = list(itertools.islice(fake_set().batches(3, 3, seed=1), 15))
-    for one, two in zip(plain, watched()[1].batches(3, 3, seed=1), strict=False):
+    plain = list(itertools.islice(batches(fake_set(), 3), 15))
+    for one, two in zip(plain, batches(watched()[1], 3), strict=False):
         assert isinstance(one, MeasuredBatch)
         assert isinstance(two, MeasuredBatch)
         assert torch.equal(one.kspace, two.kspace)
 
 
 def test_an_item_that_cannot_be_loaded_stops_its_batch_and_the_threads() -> None:
-    order = fake_set().epoch(0, 3, seed=1)
+    before, order = loaders(), fake_set().epoch(0, 3, seed=1)
     _, data = watched(broken=order[2][0])
-    batches = data.batches(0, 3, seed=1)
-    assert [len(next(batches).sigma0) for _ in range(2)] == [len(b) for b in order[:2]]  # type: ignore[union-attr]
+    shares = data.shares(0, 3, seed=1)
+    assert [next(shares).size for _ in range(2)] == [len(b) for b in order[:2]]
     with pytest.raises(MrgenError, match="broken"):
-        next(batches)
-    assert loaders() == []
+        next(shares)
+    assert set(loaders()) <= set(before)  # of other tests, whose training was interrupted
 
 
 def test_stored_items_make_the_batches_of_items_in_memory(tmp_path: Path) -> None:
@@ -221,11 +226,30 @@ def test_stored_items_make_the_batches_of_items_in_memory(tmp_path: Path) -> Non
             assert torch.equal(getattr(one, field.name), getattr(two, field.name))
 
 
+@pytest.mark.parametrize(("processes", "parts"), [(1, 2), (2, 1), (2, 2), (5, 1)])
+def test_shares_make_up_the_batch(processes: int, parts: int) -> None:
+    data = fake_set()
+    whole = list(itertools.islice(batches(data, 2), 8))
+    shares = [data.shares(2, 3, 1, "cpu", rank, processes, parts) for rank in range(processes)]
+    for batch in whole:
+        assert isinstance(batch, MeasuredBatch)
+        seen: list[int] = []
+        for share in (next(own) for own in shares for _ in range(parts)):
+            assert share.size == len(batch.kspace)
+            assert isinstance(share.items, MeasuredBatch)
+            assert len(share.items.kspace) == max(1, len(share.positions))  # one to spare where there is none left
+            for row, position in enumerate(share.positions or [0]):
+                for field in fields(MeasuredBatch):
+                    assert torch.equal(getattr(share.items, field.name)[row], getattr(batch, field.name)[position])
+            seen += share.positions
+        assert sorted(seen) == list(range(len(batch.kspace)))
+
+
 @pytest.mark.gpu
 def test_a_gpu_gets_the_same_batches() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no NVIDIA GPU here")
-    for one, two, _ in zip(fake_set().batches(0, 3, 1), fake_set().batches(0, 3, 1, "cuda"), range(30), strict=False):
+    for one, two, _ in zip(batches(fake_set(), 0), batches(fake_set(), 0, "cuda"), range(30), strict=False):
         for field in fields(MeasuredBatch):
             here, there = getattr(one, field.name), getattr(two, field.name)
             assert there.device.type == "cuda"

@@ -12,52 +12,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import save_file
+from tinyset import image, protocol, slices
 from torch import Tensor
 
 import mrgen.prior.train as loop
 from mrgen.errors import MrgenError
-from mrgen.physics.operators import sense
-from mrgen.prior.data import Item, TrainingSet
+from mrgen.prior import progress
+from mrgen.prior.data import TrainingSet
 from mrgen.prior.files import load_prior, read_safetensors, save_prior, write_safetensors
-from mrgen.prior.train import any_pose, draw_sigma, learning_rate, train
-from mrgen.scans.simulate import receive_maps, smooth_phase
-from mrgen.settings import Network, Protocol, Sampling, Training
-
-SHAPE = (32, 32)
-SIGMA0 = 0.05
-
-
-def image(seed: int) -> Tensor:
-    """A complex ellipse of random size with a smooth phase."""
-    g = torch.Generator().manual_seed(seed)
-    y, x = torch.meshgrid(*[(torch.arange(n) - n // 2) / (n / 2) for n in SHAPE], indexing="ij")
-    a, b, level = (0.4 + 0.4 * torch.rand(3, generator=g)).tolist()
-    return level * ((y / a) ** 2 + (x / b) ** 2 < 1) * torch.exp(1j * smooth_phase(SHAPE, g, 0.3))
-
-
-def slices(count: int = 5, coils: int = 3) -> TrainingSet:
-    """Undersampled noisy slices in memory, every second line or so."""
-    items = []
-    for number in range(count):
-        g = torch.Generator().manual_seed(100 + number)
-        maps = receive_maps(SHAPE, coils, g)
-        maps = maps / maps.abs().square().sum(0).sqrt()
-        mask = (torch.rand(SHAPE[1], generator=g) < 0.5).float()
-        noise = SIGMA0 * torch.randn(coils, *SHAPE, dtype=torch.complex64, generator=g)
-        y = sense(maps, mask).forward(image(number)) + mask * noise
-        items.append(Item(y, mask, maps, torch.full((SHAPE[1],), 2.0), SIGMA0))
-    return TrainingSet(items, [SHAPE] * count, f"tiny-{count}")
-
-
-def protocol(**training: object) -> Protocol:
-    settings = {"steps": 12, "batch": 2, "warmup": 3, "cg_iterations": 4, "basis": "fourier"} | training
-    return Protocol(
-        description="tiny",
-        anatomy="ellipse",
-        sampling=Sampling(acceleration=(2.0,)),
-        network=Network(widths=(32, 32), blocks=1),
-        training=Training(**settings),  # type: ignore[arg-type]
-    )
+from mrgen.prior.train import any_pose, average_exponent, draw_sigma, learning_rate, train
+from mrgen.settings import Protocol, Training
 
 
 def silent(text: str) -> None:
@@ -81,7 +45,7 @@ def assert_same(a: Path, b: Path) -> None:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every look at the clock takes a second; an update looks twice."""
+    """Every look at the clock takes a second; an update looks once."""
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=itertools.count().__next__))
 
 
@@ -94,7 +58,7 @@ def test_resume_equals_no_interruption_to_the_bit(tmp_path: Path, clock: None, k
     whole = train(data, settings, tmp_path / "whole.safetensors", report=silent)
     parts, said = tmp_path / "parts.safetensors", []
     for _ in range(20):
-        train(data, settings, parts, seconds=10, report=said.append)
+        train(data, settings, parts, seconds=5, report=said.append)
         if read_safetensors(parts)[1]["steps_done"] == 12:
             break
     resumed = [s for s in said if s.startswith("resuming")]
@@ -112,7 +76,8 @@ class Stop(Exception):
 
 def broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """A whole run, and one that was killed between two checkpoints and then resumed."""
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 9.0)
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 2.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 4.0)
     data, settings = slices(), protocol(steps=20)
     whole = train(data, settings, tmp_path / "whole.safetensors", report=silent)
     parts = tmp_path / "parts.safetensors"
@@ -282,19 +247,19 @@ def test_interrupted_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: py
 def test_noise_levels_are_stratified_in_range_and_have_their_median() -> None:
     g = torch.Generator().manual_seed(0)
     wide = Training(sigma_min=1e-9, sigma_max=1e9)
-    draws = torch.stack([draw_sigma(16, wide, g, "cpu") for _ in range(1000)])
+    draws = torch.stack([draw_sigma(16, wide, g) for _ in range(1000)])
     z = (draws / wide.sigma_median).log() / wide.sigma_spread
     quantile = 0.5 * (1 + torch.erf(z / math.sqrt(2)))
     stratum = torch.arange(16)
     assert ((quantile > stratum / 16 - 1e-4) & (quantile < (stratum + 1) / 16 + 1e-4)).all()
     within = (quantile * 16 - stratum).clamp(0, 1)
     torch.testing.assert_close(within.mean(0), torch.full((16,), 0.5), rtol=0, atol=0.04)  # 4 standard errors
-    single = torch.cat([draw_sigma(1, wide, g, "cpu") for _ in range(20_000)]).log()
+    single = torch.cat([draw_sigma(1, wide, g) for _ in range(20_000)]).log()
     # standard errors: 1.25 * 1.5 / sqrt(20000) = 0.013 of the median, 0.0075 of the spread
     assert float(single.median()) == pytest.approx(math.log(wide.sigma_median), abs=0.05)
     assert float(single.std()) == pytest.approx(wide.sigma_spread, rel=0.02)
     narrow = Training(sigma_min=0.1, sigma_max=0.5)
-    clipped = draw_sigma(1000, narrow, g, "cpu")
+    clipped = draw_sigma(1000, narrow, g)
     assert (float(clipped.min()), float(clipped.max())) == (pytest.approx(0.1), pytest.approx(0.5))
 
 
@@ -310,6 +275,40 @@ def test_learning_rate_warms_up_holds_and_decays_to_zero() -> None:
     assert [learning_rate(step, 100, flat) for step in range(100)] == pytest.approx([1e-3] * 100)
 
 
+@pytest.mark.parametrize("width", [0.02, 0.05, 0.25])
+def test_the_average_has_its_width_and_the_weights_of_its_formula(width: float) -> None:
+    gamma, steps = average_exponent(width), 4000
+    profile = torch.zeros(steps, dtype=torch.float64)  # of each update's weights in the average
+    for t in range(1, steps + 1):
+        keep = (1 - 1 / t) ** (gamma + 1)
+        profile *= keep
+        profile[t - 1] = 1 - keep
+    time = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    mean = (profile * time).sum()
+    assert float((profile * (time - mean) ** 2).sum().sqrt()) == pytest.approx(width, rel=5e-3)
+    torch.testing.assert_close(profile[-1500:], (time**gamma / (time**gamma).sum())[-1500:], rtol=0.03, atol=0)
+
+
+def test_the_saved_average_is_that_of_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "REPORT_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(progress, "_plot", lambda *_: None)
+    seen: list[dict[str, Tensor]] = []
+
+    def keep(path: Path, identity: object, step: int, parameters: dict[str, Tensor], *_: object) -> None:
+        seen.append({k: v.detach().clone() for k, v in parameters.items()})
+        assert len(seen) == step
+
+    monkeypatch.setattr(loop, "save_checkpoint", keep)
+    out = train(slices(), protocol(ema=0.1), tmp_path / "prior.safetensors", report=silent)
+    average, exponent = seen[0], average_exponent(0.1) + 1
+    for t, weights in enumerate(seen[1:], start=2):
+        share = (1 - 1 / t) ** exponent
+        average = {k: share * v + (1 - share) * weights[k] for k, v in average.items()}
+    for key, value in tensors(out).items():
+        torch.testing.assert_close(value.float(), average[key], rtol=1e-3, atol=1e-6)
+
+
 def test_any_pose_is_unitary_and_inverts_itself() -> None:
     x = torch.randn(12, 3, 4, dtype=torch.complex64)
     basis = torch.eye(12, dtype=torch.complex64).reshape(12, 3, 4)
@@ -321,7 +320,7 @@ def test_any_pose_is_unitary_and_inverts_itself() -> None:
             seen.append(u)
             return u
 
-        posed = any_pose(spy, torch.Generator().manual_seed(seed), "cpu")
+        posed = any_pose(spy, torch.Generator().manual_seed(seed))
         torch.testing.assert_close(posed(x, torch.ones(12)), x)
         posed(basis, torch.ones(12))
         unitary = seen[-1].flatten(1)
@@ -334,3 +333,19 @@ def test_any_pose_is_unitary_and_inverts_itself() -> None:
     assert len(poses) == 8  # the symmetries of the square
     assert min(angles) < -2
     assert max(angles) > 2
+
+
+def test_sheets_are_drawn_from_the_averaged_weights_and_change_nothing(tmp_path: Path) -> None:
+    drawn: list[dict[str, Tensor]] = []
+
+    def sheet(denoise: object, path: Path) -> None:
+        assert path == tmp_path / "a.samples.png"
+        assert not torch.is_grad_enabled()
+        drawn.append({k: v.clone() for k, v in denoise.state_dict().items()})  # type: ignore[attr-defined]
+
+    one = train(slices(), protocol(steps=50), tmp_path / "a.safetensors", report=silent, sheet=sheet)
+    two = train(slices(), protocol(steps=50), tmp_path / "b.safetensors", report=silent)
+    assert_same(one, two)
+    assert len(drawn) == 20
+    average = tensors(one.with_suffix(".checkpoint.safetensors"))
+    assert all(torch.equal(v, average[f"average/{k}"]) for k, v in drawn[-1].items())

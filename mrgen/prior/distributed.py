@@ -1,0 +1,101 @@
+"""Training by several processes under torchrun, on one machine or many: what they have to agree on.
+
+Each process computes its share of a batch (`TrainingSet.batches`); DistributedDataParallel averages their gradients, so
+that all make the same update of the same weights. Only the first process writes and speaks.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import os
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mrgen.errors import MrgenError
+
+PATIENCE = timedelta(minutes=10)  # how long a process waits for the others before it gives up
+
+
+def local_device(device: str) -> str:
+    """The device of this process: under torchrun, each on a machine has a GPU of its own."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+
+
+def is_first() -> bool:
+    """Whether this is the process that speaks and writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def silent(text: str) -> None:
+    """The report of a process that is not the first."""
+    del text
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Those that train together; without torchrun there is one, and every method gives back what it was given."""
+
+    device: str
+    rank: int = 0
+    count: int = 1
+    control: distributed.ProcessGroup | None = None  # over the network, so that no GPU has to be waited for
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """`model` with the weights of the first process, and gradients averaged over all in the backward pass."""
+        if self.count == 1:
+            return model
+        devices = None if self.device == "cpu" else [self.device]
+        with warnings.catch_warnings():  # of the new name that earlier versions do not know
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)  # they are constants
+
+    def averaging(self, model: nn.Module, wanted: bool) -> AbstractContextManager[None]:
+        """Around forward and backward pass: gradients are averaged only if `wanted`, else kept to be added up."""
+        if isinstance(model, DistributedDataParallel) and not wanted:
+            return model.no_sync()
+        return nullcontext()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over the processes of a tensor on the CPU. Raises MrgenError where another process has ended."""
+        return self._reduce(values, distributed.ReduceOp.SUM)
+
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag, whether it is set in any process."""
+        return self._reduce(torch.tensor(flags, dtype=torch.uint8), distributed.ReduceOp.MAX).bool().tolist()
+
+    def agree(self, *values: object) -> bool:
+        """Whether every process has the same values, as text."""
+        mine = torch.tensor(list(hashlib.sha256(repr(values).encode()).digest()))
+        both = self._reduce(torch.cat([mine, -mine]), distributed.ReduceOp.MAX)
+        return torch.equal(both[: len(mine)], -both[len(mine) :])
+
+    def _reduce(self, values: Tensor, operation: distributed.ReduceOp.RedOpType) -> Tensor:
+        if self.control is not None:
+            try:
+                distributed.all_reduce(values, operation, self.control)
+            except RuntimeError:  # gloo's, whose text says nothing to a user
+                raise MrgenError(
+                    f"process {self.rank} of {self.count} lost the others: one of them ended, and says why"
+                ) from None
+        return values
+
+
+def join(device: str) -> Processes:
+    """The processes that torchrun started (WORLD_SIZE, RANK and LOCAL_RANK are set), or this one alone."""
+    device = local_device(device)
+    if "WORLD_SIZE" not in os.environ:
+        return Processes(device)
+    if not distributed.is_initialized():
+        if device != "cpu":
+            torch.cuda.set_device(device)
+        distributed.init_process_group("gloo" if device == "cpu" else "nccl", timeout=PATIENCE)
+        atexit.register(distributed.destroy_process_group)
+    control = distributed.new_group(backend="gloo", timeout=PATIENCE)
+    return Processes(device, distributed.get_rank(), distributed.get_world_size(), control)
