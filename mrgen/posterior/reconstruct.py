@@ -13,10 +13,11 @@ from torch import Tensor
 
 from mrgen.errors import MrgenError
 from mrgen.posterior.baselines import cg_sense, l1_wavelet, zero_filled
-from mrgen.posterior.guidance import Proximal, power_spectrum
+from mrgen.posterior.guidance import Proximal
 from mrgen.posterior.samplers import SAMPLERS, noise_levels
 from mrgen.prior.files import Prior
 from mrgen.prior.objectives import complex_noise
+from mrgen.prior.spectrum import power_spectrum
 from mrgen.scans.scan import Slice
 from mrgen.settings import Recipe, load
 
