@@ -96,6 +96,18 @@ class Training(Settings):
     seed: int = 0
 
 
+class EM(Settings):
+    """The rounds of mrgen.prior.em."""
+
+    samples: int = Field(2, ge=1, description="posterior samples of each training slice in an E-step")
+    recipe: str = Field("posterior", description="name of the recipe that draws them")
+    updates: int = Field(2500, ge=1, description="of an M-step that goes on from the network before")
+    relaxation: float = Field(1.0, ge=1, lt=2, description="eta of the M-step; 1 is plain EM")
+    held_out: float = Field(0.1, gt=0, lt=1, description="share of the lines outside the centre that is withheld")
+    held_out_slices: int = Field(32, ge=2, description="slices that lines are withheld of")
+    held_out_samples: int = Field(8, ge=3, description="posterior samples of each of those slices")
+
+
 class Protocol(Settings):
     """How scans are acquired and a prior is trained for them."""
 
@@ -105,6 +117,7 @@ class Protocol(Settings):
     sampling: Sampling = Sampling()
     network: Network = Network()
     training: Training = Training()
+    em: EM = EM()
 
 
 class Recipe(Settings):

@@ -21,7 +21,7 @@ from mrgen.errors import MrgenError
 from mrgen.prior.data import TrainingSet
 from mrgen.prior.denoiser import Denoise, Denoiser, risk_weight
 from mrgen.prior.files import read_safetensors, save_prior, write_safetensors
-from mrgen.prior.objectives import OBJECTIVES, CleanBatch, MeasuredBatch
+from mrgen.prior.objectives import OBJECTIVES, CleanBatch, MeasuredBatch, Objective
 from mrgen.settings import Protocol, Training
 
 NOTICE = "Research use only. Not for diagnostic use."
@@ -78,18 +78,20 @@ def train(
     resume: bool = True,
     steps: int | None = None,
     start: dict[str, Tensor] | None = None,
+    objective: Objective | None = None,
     seconds: float = math.inf,
     report: Callable[[str], None] = print,
 ) -> Path:
     """Train a prior and write it to `out` (.safetensors), with its loss curve and checkpoint beside it.
 
-    `start` are weights to begin from; `seconds` ends the call early, leaving a checkpoint to resume from and the
-    prior as it stands. Raises MrgenError when the checkpoint belongs to other data or settings, or on NaN.
+    `start` are weights to begin from; `objective` replaces the one that the protocol names; `seconds` ends the call
+    early, leaving a checkpoint to resume from and the prior as it stands. Raises MrgenError when the checkpoint belongs
+    to other data or settings, or on NaN.
     """
     training, begun = protocol.training, time.monotonic()
     steps = steps or training.steps
     name = training.objective if training.objective == "supervised" else f"gsure-{training.basis}"
-    objective = OBJECTIVES[name]
+    objective = objective or OBJECTIVES[name]
     torch.manual_seed(training.seed)
     denoiser = Denoiser(protocol.network, training.sigma_data, amp=device != "cpu")
     if start is not None:

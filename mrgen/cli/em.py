@@ -1,0 +1,96 @@
+"""`mrgen em`."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor
+
+from mrgen.cli.common import Device
+from mrgen.errors import MrgenError
+from mrgen.posterior.reconstruct import posterior_samples
+from mrgen.prior.data import StoredItem, TrainingSet
+from mrgen.prior.em import Case, Run, Steps, expectation_maximisation
+from mrgen.prior.files import Prior, load_prior, save_gaussian
+from mrgen.prior.gaussian import fit_gaussian
+from mrgen.prior.mstep import learn_from_samples
+from mrgen.review.figure import NOTICE
+from mrgen.review.output import prepare_output_dir
+from mrgen.scans.scan import Slice
+from mrgen.settings import Protocol, Recipe, load
+
+
+def _gaussian(items: list[StoredItem], protocol: Protocol, path: Path) -> None:
+    """Fit the Gaussian that EM starts from, once."""
+    if not path.exists():
+        training = protocol.training
+        metadata = {key: getattr(training, key) for key in ("sigma_min", "sigma_max", "sigma_data")}
+        save_gaussian(path, fit_gaussian((item.scan.read(item.n), item.weights) for item in items), metadata)
+
+
+def em(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Scans to learn from.")],
+    start: Annotated[
+        str, typer.Option(metavar="PRIOR|gaussian", help="The prior to begin with, or a Gaussian fitted to the scans.")
+    ],
+    protocol_name: Annotated[str, typer.Option("--protocol", help="A protocol's name, or a .toml file of your own.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The prior to write, .safetensors.")],
+    work: Annotated[Path, typer.Option(help="Folder for samples and the prior of each round, to be resumed from.")],
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds at most; it ends when one betters nothing.")] = 4,
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for prepared slices, to share; without it, 'cache' in the work folder.")
+    ] = None,
+) -> None:
+    """Better a prior by EM: draw posterior samples of the scans, learn from them, and again."""
+    protocol, target = load(Protocol, protocol_name), device.resolve()
+    recipe = load(Recipe, protocol.em.recipe).model_copy(update={"samples": protocol.em.samples})
+    if recipe.method != "posterior":
+        raise MrgenError(f"recipe {protocol.em.recipe!r} draws no samples: name a posterior recipe in [em] recipe")
+    if out.suffix != ".safetensors":
+        raise MrgenError(f"-o {out.name}: expected a name that ends in .safetensors")
+    if not folder.is_dir():
+        raise MrgenError(f"{folder} is not a folder, expected one with scans")
+    if target != "cpu" and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    prepare_output_dir(out.parent)
+    prepare_output_dir(work)
+    data = TrainingSet.from_folder(folder, protocol, cache or work / "cache", device=target)
+    items = [item for item in data.items if isinstance(item, StoredItem)]
+
+    first = work / "gaussian.safetensors" if start == "gaussian" else Path(start)
+    if start == "gaussian":
+        _gaussian(items, protocol, first)
+    load_prior(first)  # refuses what is none
+
+    def sample(slice_: Slice, prior: Prior, generator: torch.Generator) -> Tensor:
+        return posterior_samples(slice_, prior, recipe, generator)
+
+    cases = [Case(f"{i.scan.file.stem}-{i.scan.index[i.n]:03d}", i.mask, partial(i.scan.read, i.n)) for i in items]
+    run = Run(
+        cases,
+        first,
+        work,
+        protocol.em,
+        {
+            "data": data.fingerprint,
+            "protocol": protocol.model_dump(mode="json", exclude={"description"}),
+            "recipe": recipe.model_dump(mode="json", exclude={"description"}),
+        },
+        protocol.training.seed,
+        target,
+        together=int(os.environ.get("WORLD_SIZE", "1")) > 1,
+    )
+    steps = Steps(
+        partial(load_prior, device=target, amp=target != "cpu"),
+        sample,
+        partial(learn_from_samples, protocol=protocol, device=target, report=typer.echo),
+    )
+    expectation_maximisation(run, steps, rounds, out, typer.echo)
+    typer.echo(f"wrote   {out}")
+    typer.echo(NOTICE)

@@ -1,0 +1,244 @@
+"""EM over a prior (Rozet et al., arXiv 2405.13712): learn from posterior samples of the scans, again and again.
+
+    E:  x ~ p(x | y) under the current prior, for every training slice
+    M:  the next prior is learned from those x, as if they were clean
+
+The data's likelihood never falls by an exact round. In a direction measured with noise of variance s^2, where images
+have variance C and the prior believes P, a round gives
+
+    P' = P + (P / (P + s^2))^2 (C - P)
+
+so a prior that believes in too much (P > C = 0: noise) falls to some s^2 at once and then only as s^2 / sqrt(2 rounds).
+A direction that is never measured keeps its P.
+
+What is drawn and learned lies in a work folder, each file complete or absent, so a run that is broken off goes on where
+it was, and processes that share the folder share the E-step:
+
+    run.json                            what all this was made from
+    log.json                            scores of the priors, the one that EM started from first
+    round-01/samples/<slice>.safetensors   image (n, y, x, 2) float16: the samples under the prior before
+    round-01/prior.safetensors          what was learned from them
+
+A share of the lines of a few slices is withheld throughout and tells when to stop; see mrgen.prior.heldout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from mrgen.errors import MrgenError
+from mrgen.prior.cache import alone
+from mrgen.prior.files import read_safetensors, write_safetensors
+from mrgen.prior.heldout import Score, mean_score, outside_centre, score, withhold
+from mrgen.scans.scan import Slice
+from mrgen.settings import EM
+
+REPORT_SECONDS = 10.0
+LOOK_SECONDS = 0.2  # between looks for the prior that another process is to write
+
+P = TypeVar("P")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training slice, read when it is needed. Its name is that of its file of samples."""
+
+    name: str
+    mask: Tensor  # (kx,)
+    read: Callable[[], Slice]
+
+
+@dataclass(frozen=True)
+class Steps(Generic[P]):
+    """What a prior is, and how one is drawn from and learned."""
+
+    load: Callable[[Path], P]
+    sample: Callable[[Slice, P, torch.Generator], Tensor]  # posterior samples (n, y, x) of a slice
+    maximise: Callable[[list[Path], Path, Path], None]  # files of samples, the prior before, the one to write
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run of EM depends on besides its steps."""
+
+    cases: Sequence[Case]
+    start: Path  # the prior to begin with
+    work: Path
+    settings: EM
+    origin: dict[str, Any]  # what the cases and the steps were made from: a work folder serves one origin
+    seed: int = 0
+    device: str = "cpu"  # where slices are sampled
+    together: bool = False  # all processes of this run take part in `maximise` at once, instead of one
+
+    def folder(self, number: int) -> Path:
+        return self.work / f"round-{number:02d}"
+
+    def prior(self, number: int) -> Path:
+        """The prior that round `number` learned; for 0, the one to begin with."""
+        return self.folder(number) / "prior.safetensors" if number else self.start
+
+    def samples(self, number: int, case: Case) -> Path:
+        return self.folder(number) / "samples" / f"{case.name}.safetensors"
+
+    def generator(self, device: str, *purpose: object) -> torch.Generator:
+        digest = hashlib.sha256(json.dumps([self.seed, *map(str, purpose)]).encode()).digest()
+        return torch.Generator(device).manual_seed(int.from_bytes(digest[:7]))
+
+
+def expectation_maximisation(
+    run: Run, steps: Steps[P], rounds: int, out: Path, report: Callable[[str], None] = print
+) -> list[dict[str, Any]]:
+    """Up to `rounds` rounds; writes the prior with the best held-out likelihood to `out` and returns the log.
+
+    It ends early after a prior whose likelihood is below that of the one before by more than the standard error of the
+    difference. Raises MrgenError where no slice has a line to
+    withhold, and for a work folder of another run.
+    """
+    _claim(run)
+    held = _held_out(run)
+    withheld = {case.name for case in held}
+    log: list[dict[str, Any]] = []
+    before: list[Score] = []
+    for number in range(rounds + 1):
+        _expect(run, steps, held, number + 1, withheld, report)
+        scores = [Score(**read_safetensors(run.samples(number + 1, case))[1]["score"]) for case in held]
+        log.append(_row(number, before, scores))
+        _write_json(run.work / "log.json", log)
+        report(_words(log[-1]))
+        if before and log[-1]["gain"] < -log[-1]["gain_error"]:
+            report(f"the prior of round {number} predicts what was held out worse than the one before: no more rounds")
+            break
+        before = scores
+        if number < rounds:
+            _expect(run, steps, run.cases, number + 1, withheld, report)
+            _maximise(run, steps, number + 1, report)
+    best = max(log, key=lambda row: float(row["log_likelihood"]))["round"]
+    partial = out.with_name(f"{out.name}.{os.getpid()}.partial")
+    shutil.copyfile(run.prior(best), partial)
+    os.replace(partial, out)
+    report(f"the best prior is that of round {best}" if best else "no round has bettered the prior to begin with")
+    return log
+
+
+def read_samples(file: Path) -> Tensor:
+    """The samples (n, y, x) complex64 of a file in a round's folder. Raises MrgenError."""
+    return torch.view_as_complex(read_safetensors(file)[0]["image"].float())
+
+
+def _claim(run: Run) -> None:
+    """Note in the work folder what the run is made from, or compare. Raises MrgenError where that differs."""
+    origin = {
+        **run.origin,
+        "start": hashlib.sha256(run.start.read_bytes()).hexdigest(),
+        "slices": hashlib.sha256("\n".join(case.name for case in run.cases).encode()).hexdigest(),
+        "settings": run.settings.model_dump(mode="json"),
+        "seed": run.seed,
+    }
+    file = run.work / "run.json"
+    with alone(file, -1):
+        if not file.exists():
+            _write_json(file, origin)
+    found = json.loads(file.read_text())
+    differs = [key for key in origin | found if found.get(key) != origin.get(key)]
+    if differs:
+        raise MrgenError(f"{run.work} is the folder of another run (other {', '.join(differs)}): name a new one")
+
+
+def _held_out(run: Run) -> list[Case]:
+    """The slices that lines are withheld of: the same in every round."""
+    able = [case for case in run.cases if len(outside_centre(case.mask))]
+    if len(able) < 2:
+        raise MrgenError("EM measures a prior by lines that it withholds, but the scans have none outside their centre")
+    order = torch.randperm(len(able), generator=run.generator("cpu", "held out")).tolist()
+    return [able[i] for i in sorted(order[: run.settings.held_out_slices])]
+
+
+def _expect(
+    run: Run, steps: Steps[P], cases: Sequence[Case], number: int, withheld: set[str], report: Callable[[str], None]
+) -> None:
+    """The E-step for `cases` under the prior before round `number`, shared with other processes."""
+    missing = [case for case in cases if not run.samples(number, case).exists()]
+    if missing:
+        prior = steps.load(run.prior(number - 1))
+        begun = spoken = time.monotonic()
+        for patience in (0, -1):  # those that nobody is at; then, without end of patience, those of the others
+            for count, case in enumerate(missing, 1):
+                file = run.samples(number, case)
+                if file.exists():
+                    continue
+                with alone(file, patience) as nobody_else:
+                    if nobody_else and not file.exists():
+                        image, metadata = _samples(run, steps, prior, case, number, case.name in withheld)
+                        write_safetensors(file, {"image": image}, metadata)
+                now = time.monotonic()
+                if now - spoken > REPORT_SECONDS:
+                    left = (len(missing) - count) * (now - begun) / count / 60
+                    report(f"round {number}: sampled {count} of {len(missing)} slices, about {left:.1f} min left")
+                    spoken = now
+
+
+def _samples(run: Run, steps: Steps[P], prior: P, case: Case, number: int, held: bool) -> tuple[Tensor, dict[str, Any]]:
+    """Samples of a case as they are stored, with their score where lines are withheld of it."""
+    slice_ = case.read().to(run.device)
+    try:
+        if not held:
+            samples = steps.sample(slice_, prior, run.generator(run.device, number, case.name))
+            return torch.view_as_real(samples).half(), {}
+        given, withheld = withhold(slice_, run.settings.held_out, run.generator("cpu", "lines", case.name))
+        generator = run.generator(run.device, "held out", case.name)  # the same noise each round: scores differ less
+        samples = steps.sample(given, prior, generator)
+        while len(samples) < run.settings.held_out_samples:
+            samples = torch.cat([samples, steps.sample(given, prior, generator)])
+    except MrgenError as error:
+        raise MrgenError(f"{case.name}: {error}") from error
+    return torch.view_as_real(samples).half(), {"score": asdict(score(slice_, withheld, samples))}
+
+
+def _maximise(run: Run, steps: Steps[P], number: int, report: Callable[[str], None]) -> None:
+    """The M-step of round `number`."""
+    target = run.prior(number)
+    files = [run.samples(number, case) for case in run.cases]
+    if run.together:
+        if not target.exists():
+            steps.maximise(files, run.prior(number - 1), target)
+        while not target.exists():
+            time.sleep(LOOK_SECONDS)
+        return
+    with alone(target, -1):
+        if not target.exists():
+            report(f"round {number}: learning from the samples of {len(files)} slices")
+            steps.maximise(files, run.prior(number - 1), target)
+
+
+def _row(number: int, before: list[Score], scores: list[Score]) -> dict[str, Any]:
+    """The log of a prior; `gain` is that of its log-likelihood over the prior before, with its standard error."""
+    row: dict[str, Any] = {"round": number, **asdict(mean_score(scores))}
+    if before:
+        gains = torch.tensor([b.log_likelihood - a.log_likelihood for a, b in zip(before, scores, strict=True)])
+        row |= {"gain": float(gains.mean()), "gain_error": float(gains.std() / len(gains) ** 0.5)}
+    return row
+
+
+def _words(row: dict[str, Any]) -> str:
+    gain = f" ({row['gain']:+.4f} +- {row['gain_error']:.4f})" if "gain" in row else ""
+    return (
+        f"prior of round {row['round']}: held-out log-likelihood {row['log_likelihood']:.4f}{gain}, NRMSE "
+        f"{row['nrmse']:.4f}; data fit {row['data_fit']:.3f}, noise kept {row['noise_kept']:.3f}"
+    )
+
+
+def _write_json(path: Path, content: Any) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)

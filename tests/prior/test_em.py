@@ -1,0 +1,323 @@
+"""EM on a linear-Gaussian toy, where both steps are exact; its files, its stop, its M-step, and the command."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mrgen.errors import MrgenError
+from mrgen.physics.fourier import fft2c
+from mrgen.physics.operators import Fourier
+from mrgen.prior.em import Case, Run, Steps, expectation_maximisation, read_samples
+from mrgen.prior.files import read_safetensors, write_safetensors
+from mrgen.prior.heldout import mean_score, outside_centre, score, withhold
+from mrgen.prior.mstep import relaxed
+from mrgen.prior.objectives import CleanBatch
+from mrgen.scans.scan import Slice
+from mrgen.settings import EM, Training
+
+SHAPE = (2, 6)
+N = 12
+SIGMA0 = 0.1
+F = Fourier(SHAPE).dense().to(torch.complex128)  # with one uniform coil, A is some of its rows
+
+
+def silent(text: str) -> None:
+    del text
+
+
+def white(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.complex128, generator=generator)
+
+
+def covariance() -> Tensor:
+    """C (12, 12), eigenvalues from 1 to 0.02 along directions of no symmetry."""
+    basis, _ = torch.linalg.qr(white(torch.Generator().manual_seed(3), N, N))
+    return basis @ torch.diag(torch.logspace(0, -1.7, N, dtype=torch.float64) + 0j) @ basis.mH
+
+
+def root(c: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(c)
+    return vectors * values.clamp_min(0).sqrt()
+
+
+def image(c: Tensor, number: int) -> Tensor:
+    return (root(c) @ white(torch.Generator().manual_seed(number), N)).reshape(SHAPE)
+
+
+def toy(c: Tensor, count: int, sigma0: float = SIGMA0, lines: Tensor | None = None) -> list[Case]:
+    """Slices of x ~ CN(0, C) seen by one uniform coil at random lines, or at `lines`, 12 dimensions."""
+    cases = []
+    for number in range(count):
+        g = torch.Generator().manual_seed(10_000 + number)
+        mask = (torch.rand(SHAPE[1], generator=g) < 0.7).double() if lines is None else lines
+        y = mask * (fft2c(image(c, number)) + sigma0 * white(g, *SHAPE))
+        maps = torch.ones(1, *SHAPE, dtype=torch.complex128)
+        slice_ = Slice(y.unsqueeze(0), mask, maps, sigma0, 1.0, None)
+        cases.append(Case(f"toy{number:03d}", mask, lambda slice_=slice_: slice_))  # type: ignore[misc]
+    return cases
+
+
+def load(path: Path) -> Tensor:
+    return torch.view_as_complex(read_safetensors(path)[0]["covariance"])
+
+
+def save(path: Path, c: Tensor) -> Path:
+    write_safetensors(path, {"covariance": torch.view_as_real(c)}, {})
+    return path
+
+
+def draw(n: int) -> Callable[[Slice, Tensor, torch.Generator], Tensor]:
+    """Exact posterior samples: x' + K (y - A x' - z') for x' ~ CN(0, C), z' ~ CN(0, sigma0^2)."""
+
+    def sample(slice_: Slice, c: Tensor, generator: torch.Generator) -> Tensor:
+        a = F[slice_.mask.bool().expand(SHAPE).flatten()]
+        y = slice_.kspace[0][..., slice_.mask.bool()].flatten()
+        gain = c @ a.mH @ torch.linalg.inv(a @ c @ a.mH + slice_.sigma0**2 * torch.eye(len(a)))
+        x = root(c) @ white(generator, N, n)
+        return (x + gain @ (y[:, None] - a @ x - slice_.sigma0 * white(generator, len(a), n))).T.reshape(n, *SHAPE)
+
+    return sample
+
+
+def maximise(files: list[Path], before: Path, target: Path) -> None:
+    """The best linear denoiser of the samples: that of their covariance."""
+    x = torch.cat([read_samples(file) for file in files]).reshape(-1, N).to(torch.complex128)
+    save(target, x.T @ x.conj() / len(x))
+
+
+def steps(n: int = 4) -> Steps[Tensor]:
+    return Steps(load, draw(n), maximise)
+
+
+def run_in(folder: Path, cases: list[Case], start: Tensor, **settings: Any) -> Run:
+    first = save(folder / "start.safetensors", start)
+    return Run(cases, first, folder / "work", EM(**{"held_out": 0.3, "held_out_slices": 40} | settings), {})
+
+
+def test_em_recovers_the_covariance(tmp_path: Path) -> None:
+    """From white, error 1.9, to 0.23, where the sample covariance of the clean images themselves has 0.14."""
+    c, count = covariance(), 160
+    run = run_in(tmp_path, toy(c, count), torch.eye(N, dtype=torch.complex128), held_out_slices=80)
+    log = expectation_maximisation(run, steps(), 6, tmp_path / "out.safetensors", silent)
+    clean = torch.stack([image(c, number).flatten() for number in range(count)])
+
+    def error(found: Tensor) -> float:
+        return float((found - c).norm() / c.norm())
+
+    oracle, found = error(clean.T @ clean.conj() / count), error(load(tmp_path / "out.safetensors"))
+    assert error(torch.eye(N) + 0j) > 1.5
+    print(found, oracle, log)
+    assert found < 0.25
+    assert found < 1.8 * oracle
+    gains = [(row["gain"], row["gain_error"]) for row in log[1:]]
+    assert all(gain > -2 * deviation for gain, deviation in gains)
+    assert gains[0][0] > 5 * gains[0][1]
+    assert log[-1]["data_fit"] == pytest.approx(1, abs=0.1)
+    assert abs(log[-1]["noise_kept"]) < 1
+
+
+def law(rounds: int, p: float, s2: float, power: float, eta: float = 1) -> list[float]:
+    """P of rounds 0, 1, ... in a fully measured direction where E|y|^2 = `power`."""
+    found = [p]
+    for _ in range(rounds):
+        after = p * s2 / (p + s2) + (p / (p + s2)) ** 2 * power
+        p = p + eta * (after - p)
+        found.append(p)
+    return found
+
+
+def test_noise_that_a_prior_believes_in_goes_only_slowly(tmp_path: Path) -> None:
+    """P' = P + (P / (P + s^2))^2 (C - P) with C = 0 where all is measured; P' = P where nothing is."""
+    lines = torch.tensor([1.0, 0, 1, 1, 1, 1]).double()  # line 0 is withheld now and then
+    cases = toy(torch.zeros(N, N, dtype=torch.complex128), 60, sigma0=1.0, lines=lines)
+    run = run_in(tmp_path, cases, torch.eye(N, dtype=torch.complex128), held_out_slices=20)
+
+    def diagonal(files: list[Path], before: Path, target: Path) -> None:  # of the priors that are stationary
+        x = torch.cat([read_samples(file) for file in files]).to(torch.complex128)
+        save(target, F.mH @ torch.diag(fft2c(x).abs().square().mean(0).flatten() + 0j) @ F)
+
+    log = expectation_maximisation(run, Steps(load, draw(8), diagonal), 6, tmp_path / "out.safetensors", silent)
+    assert len(log) == 7
+    spectra = [(F @ load(run.prior(r)) @ F.mH).diagonal().real.reshape(SHAPE).mean(0) for r in range(1, 7)]
+    power = sum(float(case.read().kspace[..., 2:].abs().square().mean()) for case in cases) / len(cases)
+    assert [float(p[2:].mean()) for p in spectra] == pytest.approx(law(6, 1, 1, power)[1:], rel=0.03)
+    assert float(spectra[5][1]) == pytest.approx(1, rel=0.3)
+    far = law(1000, 1, 1, 1)
+    assert far[1000] == pytest.approx((2 * 1000) ** -0.5, rel=0.05)
+
+
+def test_over_relaxation_saves_almost_half_of_the_rounds() -> None:
+    def rounds(eta: float) -> int:
+        return next(n for n, p in enumerate(law(1000, 1, 1, 1, eta)) if p < 0.1)
+
+    assert rounds(1.9) <= 0.56 * rounds(1)
+    assert min(law(1000, 1, 1, 1, 1.9)) > 0
+
+
+@pytest.mark.parametrize("eta", [1.0, 1.7])
+def test_the_relaxed_target_is_eta_steps_from_the_old_denoiser(eta: float) -> None:
+    """The best gain is g_old + eta (g_EM - g_old), with g = C / (C + sigma^2)."""
+    x = white(torch.Generator().manual_seed(1), 4000, 4, 4)
+    sigma, old = 0.8, 0.3
+
+    def risk(gain: float) -> float:
+        objective = relaxed(lambda x_t, _: old * x_t, eta)
+        g = torch.Generator().manual_seed(2)
+        levels = torch.full((len(x),), sigma, dtype=torch.float64)
+        return float(objective(lambda x_t, _: gain * x_t, CleanBatch(x), levels, g, Training()).mean())
+
+    low, middle, high = risk(0), risk(1), risk(2)  # a parabola
+    best = (low - middle) / (low - 2 * middle + high) + 0.5
+    assert best == pytest.approx(old + eta * (1 / (1 + sigma**2) - old), abs=0.01)
+
+
+def test_what_is_outside_the_centre() -> None:
+    mask = torch.tensor([1.0, 0, 1, 1, 1, 0, 0, 1])  # the centre is line 4
+    assert outside_centre(mask).tolist() == [0, 7]
+    assert outside_centre(torch.ones(6)).tolist() == []
+    assert outside_centre(torch.tensor([1.0, 0, 1, 0, 1, 1, 1])).tolist() == [0, 2, 4, 5, 6]
+
+
+def test_the_score_of_the_right_prior_is_that_of_the_closed_form() -> None:
+    """Withheld numbers are CN(A_w m, diag(A_w C A_w^H) + sigma0^2), and a wrong prior predicts them worse."""
+    c, found = covariance(), {}
+    wrong = torch.eye(N, dtype=torch.complex128) * c.diagonal().real.mean()
+    for name, prior in {"right": c, "wrong": wrong}.items():
+        scores, exact = [], []
+        for case in toy(c, 60):
+            if not len(outside_centre(case.mask)):
+                continue
+            whole, g = case.read(), torch.Generator().manual_seed(1)
+            given, withheld = withhold(whole, 0.3, g)
+            scores.append(score(whole, withheld, draw(400)(given, prior, g)))
+            a = F[given.mask.bool().expand(SHAPE).flatten()]
+            gain = prior @ a.mH @ torch.linalg.inv(a @ prior @ a.mH + SIGMA0**2 * torch.eye(len(a)))
+            rest = F[withheld.bool().expand(SHAPE).flatten()]
+            mean = rest @ gain @ given.kspace[..., given.mask.bool()].flatten()
+            v = (rest @ (prior - gain @ a @ prior) @ rest.mH).diagonal().real + SIGMA0**2
+            error = (whole.kspace[..., withheld.bool()].flatten() - mean).abs().square()
+            exact.append(float((-error / v - (torch.pi * v).log()).mean()))
+        found[name] = mean_score(scores)
+        assert found[name].log_likelihood == pytest.approx(sum(exact) / len(exact), abs=0.03)
+    assert found["right"].log_likelihood > found["wrong"].log_likelihood + 0.3
+    assert found["right"].data_fit == pytest.approx(1, abs=0.1)
+    assert found["right"].nrmse < found["wrong"].nrmse
+
+
+def test_withheld_lines_are_in_nothing_that_a_sampler_sees() -> None:
+    case = next(case for case in toy(covariance(), 20) if len(outside_centre(case.mask)) > 2)
+    whole = case.read()
+    given, withheld = withhold(whole, 0.5, torch.Generator().manual_seed(0))
+    assert torch.equal(given.mask + withheld, whole.mask)
+    assert withheld.sum() == round(0.5 * len(outside_centre(case.mask)))
+    assert not given.kspace[..., withheld.bool()].any()
+    assert torch.equal(given.kspace[..., given.mask.bool()], whole.kspace[..., given.mask.bool()])
+
+
+class Killed(Exception):
+    pass
+
+
+def files_in(work: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(work)): f.read_bytes() for f in sorted(work.rglob("*")) if f.is_file()}
+
+
+def test_a_run_that_is_broken_off_again_and_again_gives_the_same_files(tmp_path: Path) -> None:
+    cases, start = toy(covariance(), 12), torch.eye(N, dtype=torch.complex128)
+    expectation_maximisation(run_in(tmp_path / "a", cases, start), steps(), 2, tmp_path / "a/out.safetensors", silent)
+    calls, deaths = itertools.count(1), 0
+
+    def mortal(call: Callable[..., Any]) -> Callable[..., Any]:
+        def until_killed(*arguments: Any) -> Any:
+            if next(calls) % 7 == 0:
+                raise Killed
+            return call(*arguments)
+
+        return until_killed
+
+    weak = Steps(load, mortal(draw(4)), mortal(maximise))
+    for _ in range(50):
+        try:
+            run = run_in(tmp_path / "b", cases, start)
+            expectation_maximisation(run, weak, 2, tmp_path / "b/out.safetensors", silent)
+            break
+        except Killed:
+            deaths += 1
+    assert deaths >= 5
+    one, two = (files_in(tmp_path / name) for name in "ab")
+    assert {name for name in two if not name.endswith(".lock")} == set(one)
+    assert all(one[name] == two[name] for name in one)
+    assert "work/log.json" in one
+    assert "work/round-02/prior.safetensors" in one
+
+
+def test_processes_that_share_a_folder_share_the_work(tmp_path: Path) -> None:
+    cases, start = toy(covariance(), 12), torch.eye(N, dtype=torch.complex128)
+    alone = run_in(tmp_path / "a", cases, start)
+    log = expectation_maximisation(alone, steps(), 1, tmp_path / "a/out.safetensors", silent)
+    done, learned, logs = [], [], []
+
+    def sample(slice_: Slice, c: Tensor, generator: torch.Generator) -> Tensor:
+        done.append(generator.initial_seed())
+        time.sleep(0.005)
+        return draw(4)(slice_, c, generator)
+
+    def learn(*arguments: Any) -> None:
+        learned.append(arguments)
+        maximise(*arguments)
+
+    run = run_in(tmp_path / "b", cases, start, held_out_samples=4)
+
+    def work(number: int) -> None:
+        out = tmp_path / f"b/out{number}.safetensors"
+        logs.append(expectation_maximisation(run, Steps(load, sample, learn), 1, out, silent))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    held = len({file.stem for file in (tmp_path / "b/work/round-02/samples").glob("*.safetensors")})
+    assert len(done) == 12 + held
+    assert len(learned) == 1
+    assert logs[0] == logs[1] == logs[2]
+    assert [row["round"] for row in log] == [row["round"] for row in logs[0]]
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    cases, start = toy(covariance(), 6), torch.eye(N, dtype=torch.complex128)
+    expectation_maximisation(run_in(tmp_path, cases, start), steps(), 1, tmp_path / "out.safetensors", silent)
+    with pytest.raises(MrgenError, match=r"another run \(other settings\)"):
+        expectation_maximisation(
+            run_in(tmp_path, cases, start, samples=3), steps(), 1, tmp_path / "out.safetensors", silent
+        )
+    with pytest.raises(MrgenError, match=r"another run \(other start\)"):
+        expectation_maximisation(run_in(tmp_path, cases, 2 * start), steps(), 1, tmp_path / "out.safetensors", silent)
+
+
+def test_a_round_that_betters_nothing_ends_it_and_the_best_prior_is_kept(tmp_path: Path) -> None:
+    cases, start = toy(covariance(), 30), torch.eye(N, dtype=torch.complex128)
+
+    def spoil(files: list[Path], before: Path, target: Path) -> None:
+        if before.name == "start.safetensors":
+            maximise(files, before, target)
+        else:
+            save(target, 100 * start)
+
+    run, said = run_in(tmp_path, cases, start), []
+    log = expectation_maximisation(run, Steps(load, draw(4), spoil), 9, tmp_path / "out.safetensors", said.append)
+    assert [row["round"] for row in log] == [0, 1, 2]
+    assert log[2]["gain"] < -log[2]["gain_error"]
+    assert torch.equal(load(tmp_path / "out.safetensors"), load(run.prior(1)))
+    assert json.loads((run.work / "log.json").read_text()) == log
+    assert "no more rounds" in said[-2]
