@@ -14,6 +14,7 @@ from torch import Tensor
 from mrgen.cli.common import Device
 from mrgen.errors import MrgenError
 from mrgen.posterior.reconstruct import posterior_samples
+from mrgen.prior.cache import alone
 from mrgen.prior.data import StoredItem, TrainingSet
 from mrgen.prior.em import Case, Run, Steps, expectation_maximisation
 from mrgen.prior.files import Prior, load_prior, save_gaussian
@@ -27,10 +28,12 @@ from mrgen.settings import Protocol, Recipe, load
 
 def _gaussian(items: list[StoredItem], protocol: Protocol, path: Path) -> None:
     """Fit the Gaussian that EM starts from, once."""
-    if not path.exists():
-        training = protocol.training
-        metadata = {key: getattr(training, key) for key in ("sigma_min", "sigma_max", "sigma_data")}
-        save_gaussian(path, fit_gaussian((item.scan.read(item.n), item.weights) for item in items), metadata)
+    with alone(path, -1):
+        if not path.exists():
+            typer.echo(f"fitting a Gaussian to {len(items)} slices")
+            training = protocol.training
+            metadata = {key: getattr(training, key) for key in ("sigma_min", "sigma_max", "sigma_data")}
+            save_gaussian(path, fit_gaussian((item.scan.read(item.n), item.weights) for item in items), metadata)
 
 
 def em(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import threading
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,17 +15,21 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
+from mrgen.cli import app
 from mrgen.errors import MrgenError
 from mrgen.physics.fourier import fft2c
 from mrgen.physics.operators import Fourier
 from mrgen.prior.em import Case, Run, Steps, expectation_maximisation, read_samples
-from mrgen.prior.files import read_safetensors, write_safetensors
+from mrgen.prior.files import load_prior, read_safetensors, save_gaussian, write_safetensors
+from mrgen.prior.gaussian import Gaussian
 from mrgen.prior.heldout import mean_score, outside_centre, score, withhold
-from mrgen.prior.mstep import relaxed
+from mrgen.prior.mstep import learn_from_samples, relaxed
 from mrgen.prior.objectives import CleanBatch
+from mrgen.prior.spectrum import BINS
 from mrgen.scans.scan import Slice
-from mrgen.settings import EM, Training
+from mrgen.settings import EM, Protocol, Training
 
 SHAPE = (2, 6)
 N = 12
@@ -105,7 +111,7 @@ def run_in(folder: Path, cases: list[Case], start: Tensor, **settings: Any) -> R
 
 
 def test_em_recovers_the_covariance(tmp_path: Path) -> None:
-    """From white, error 1.9, to 0.23, where the sample covariance of the clean images themselves has 0.14."""
+    """From white, error 1.9, to 0.30 in 6 rounds, where the sample covariance of the clean images has 0.19."""
     c, count = covariance(), 160
     run = run_in(tmp_path, toy(c, count), torch.eye(N, dtype=torch.complex128), held_out_slices=80)
     log = expectation_maximisation(run, steps(), 6, tmp_path / "out.safetensors", silent)
@@ -116,14 +122,13 @@ def test_em_recovers_the_covariance(tmp_path: Path) -> None:
 
     oracle, found = error(clean.T @ clean.conj() / count), error(load(tmp_path / "out.safetensors"))
     assert error(torch.eye(N) + 0j) > 1.5
-    print(found, oracle, log)
-    assert found < 0.25
-    assert found < 1.8 * oracle
+    assert found < 0.33
+    assert found < 2 * oracle
     gains = [(row["gain"], row["gain_error"]) for row in log[1:]]
     assert all(gain > -2 * deviation for gain, deviation in gains)
     assert gains[0][0] > 5 * gains[0][1]
     assert log[-1]["data_fit"] == pytest.approx(1, abs=0.1)
-    assert abs(log[-1]["noise_kept"]) < 1
+    assert abs(log[-1]["noise_kept"]) < 4 < 16 < log[0]["noise_kept"]
 
 
 def law(rounds: int, p: float, s2: float, power: float, eta: float = 1) -> list[float]:
@@ -150,7 +155,7 @@ def test_noise_that_a_prior_believes_in_goes_only_slowly(tmp_path: Path) -> None
     assert len(log) == 7
     spectra = [(F @ load(run.prior(r)) @ F.mH).diagonal().real.reshape(SHAPE).mean(0) for r in range(1, 7)]
     power = sum(float(case.read().kspace[..., 2:].abs().square().mean()) for case in cases) / len(cases)
-    assert [float(p[2:].mean()) for p in spectra] == pytest.approx(law(6, 1, 1, power)[1:], rel=0.03)
+    assert [float(p[2:].mean()) for p in spectra] == pytest.approx(law(6, 1, 1, power)[1:], rel=0.06)
     assert float(spectra[5][1]) == pytest.approx(1, rel=0.3)
     far = law(1000, 1, 1, 1)
     assert far[1000] == pytest.approx((2 * 1000) ** -0.5, rel=0.05)
@@ -321,3 +326,90 @@ def test_a_round_that_betters_nothing_ends_it_and_the_best_prior_is_kept(tmp_pat
     assert torch.equal(load(tmp_path / "out.safetensors"), load(run.prior(1)))
     assert json.loads((run.work / "log.json").read_text()) == log
     assert "no more rounds" in said[-2]
+
+
+PROTOCOL = """
+description = "the smallest"
+anatomy = "phantom"
+[sampling]
+acceleration = [2.0]
+center_fraction = 0.3
+[network]
+widths = [16]
+blocks = 1
+[training]
+objective = "gsure"
+basis = "fourier"
+steps = 6
+batch = 2
+warmup = 1
+[em]
+samples = 1
+recipe = "{recipe}"
+updates = 3
+relaxation = {relaxation}
+held_out_slices = 2
+held_out_samples = 3
+"""
+
+RECIPE = 'description = "quick"\nsteps = 2\ncg_iterations = 3\n'
+
+
+@pytest.fixture
+def command(tmp_path: Path, write_scan: Callable[..., Path], phantom: Callable[..., Tensor]) -> Callable[..., Any]:
+    """mrgen em on two scans of two slices, with the protocol's relaxation and more arguments."""
+    (tmp_path / "scans").mkdir()
+    for number in range(2):
+        write_scan(f"scans/s{number}.h5", kspace=phantom(slices=2, coils=4, shape=(48, 48)))
+    (tmp_path / "quick.toml").write_text(RECIPE)
+
+    def call(*arguments: object, relaxation: float = 1.0) -> Any:
+        text = PROTOCOL.format(recipe=tmp_path / "quick.toml", relaxation=relaxation)
+        (tmp_path / "p.toml").write_text(text)
+        options = ["--protocol", tmp_path / "p.toml", "--device", "cpu", *arguments]
+        return CliRunner().invoke(app, ["em", *map(str, [tmp_path / "scans", *options])])
+
+    return call
+
+
+def test_the_command_from_a_gaussian_and_on(tmp_path: Path, command: Callable[..., Any]) -> None:
+    """Round 1 learns a network from scratch for all steps, round 2 goes on from it, over-relaxed."""
+    out, work = tmp_path / "p.safetensors", tmp_path / "work"
+    done = command("--start", "gaussian", "-o", out, "--rounds", 2, "--work", work, relaxation=1.5)
+    assert done.exit_code == 0, done.output
+    log = json.loads((work / "log.json").read_text())
+    assert all(math.isfinite(value) for row in log for value in row.values())
+    assert f"log-likelihood {log[1]['log_likelihood']:.4f}" in done.output
+    assert sorted(f.name for f in (work / "round-01").iterdir() if f.suffix == ".safetensors") == ["prior.safetensors"]
+    assert len(list((work / "round-01/samples").glob("*.safetensors"))) == 4
+    best = max(log, key=lambda row: row["log_likelihood"])["round"]
+    kept = work / (f"round-{best:02d}/prior.safetensors" if best else "gaussian.safetensors")
+    assert out.read_bytes() == kept.read_bytes()
+    first = load_prior(work / "round-01/prior.safetensors")
+    assert [stage.get("updates") for stage in first.metadata["stages"]] == [None, 6]
+    assert first.metadata["objective"] == "em"
+    again = command(
+        "--start", "gaussian", "-o", tmp_path / "q.safetensors", "--rounds", 2, "--work", work, relaxation=1.5
+    )
+    assert again.exit_code == 0
+    assert second.read_bytes() == out.read_bytes()
+
+
+def test_the_m_step_goes_on_from_a_network(tmp_path: Path) -> None:
+    settings = Protocol.model_validate(tomllib.loads(PROTOCOL.format(recipe="posterior", relaxation=1.0)))
+    files = [tmp_path / f"{number}.safetensors" for number in range(3)]
+    for number, file in enumerate(files):
+        sample = 0.3 * torch.randn(2, 16, 12, 2, generator=torch.Generator().manual_seed(number))
+        write_safetensors(file, {"image": sample.half()}, {})
+    gaussian, one, two = (tmp_path / f"{name}/prior.safetensors" for name in ("zero", "one", "two"))
+    save_gaussian(gaussian, Gaussian(torch.ones(BINS)), {"sigma_min": 0.01, "sigma_max": 20, "sigma_data": 0.4})
+    said: list[str] = []
+    learn_from_samples(files, gaussian, one, settings, device="cpu", report=said.append)
+    learn_from_samples(files, one, two, settings, device="cpu", report=said.append)
+    a, b = load_prior(one), load_prior(two)
+    assert [stage.get("updates") for stage in b.metadata["stages"]] == [None, 6, 3]
+    assert "begins from scratch" in said[0]
+    assert any("goes on" in text for text in said)
+    changes = [float((p - q).abs().max()) for p, q in zip(*(m.denoiser.parameters() for m in (a, b)), strict=True)]
+    assert 0 < max(changes) < 0.01  # 3 updates from there, while those from another beginning would differ by 0.1
+    assert sorted(f.name for f in two.parent.iterdir()) == ["prior.safetensors", "training.csv", "training.png"]
