@@ -388,9 +388,8 @@ def test_the_command_from_a_gaussian_and_on(tmp_path: Path, command: Callable[..
     first = load_prior(work / "round-01/prior.safetensors")
     assert [stage.get("updates") for stage in first.metadata["stages"]] == [None, 6]
     assert first.metadata["objective"] == "em"
-    again = command(
-        "--start", "gaussian", "-o", tmp_path / "q.safetensors", "--rounds", 2, "--work", work, relaxation=1.5
-    )
+    second = tmp_path / "q.safetensors"
+    again = command("--start", "gaussian", "-o", second, "--rounds", 2, "--work", work, relaxation=1.5)
     assert again.exit_code == 0
     assert second.read_bytes() == out.read_bytes()
 
