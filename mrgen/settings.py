@@ -63,6 +63,7 @@ class Network(Settings):
     widths: tuple[int, ...] = Field((64, 128, 192), min_length=1, description="channels of each level")
     blocks: int = Field(2, ge=1, description="residual blocks per level and direction")
     patch: int = Field(2, ge=1, description="pixel-unshuffle factor at the input")
+    condition: bool = Field(False, description="whether it also sees a simple reconstruction of the scan")
 
     @field_validator("widths")
     @classmethod
@@ -118,6 +119,13 @@ class Protocol(Settings):
     network: Network = Network()
     training: Training = Training()
     em: EM = EM()
+
+    @field_validator("network")
+    @classmethod
+    def _leave_the_condition_to_em(cls, network: Network) -> Network:
+        if network.condition:
+            raise ValueError("condition is set by mrgen em --diffem alone: leave it out")
+        return network
 
 
 class Recipe(Settings):

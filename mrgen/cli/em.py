@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mrgen.cli.common import Device
 from mrgen.errors import MrgenError
-from mrgen.posterior.reconstruct import posterior_samples
+from mrgen.posterior.baselines import cg_sense
+from mrgen.posterior.reconstruct import START_ITERATIONS, conditional_samples, posterior_samples
 from mrgen.prior.cache import alone
 from mrgen.prior.data import StoredItem, TrainingSet
 from mrgen.prior.em import Case, Run, Steps, expectation_maximisation
@@ -45,6 +46,9 @@ def em(
     out: Annotated[Path, typer.Option("--out", "-o", help="The prior to write, .safetensors.")],
     work: Annotated[Path, typer.Option(help="Folder for samples and the prior of each round, to be resumed from.")],
     rounds: Annotated[int, typer.Option(min=1, help="Rounds at most; it ends when one betters nothing.")] = 4,
+    diffem: Annotated[
+        bool, typer.Option("--diffem", help="Learn to reconstruct in each round, and a prior in the end (DiffEM).")
+    ] = False,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
     cache: Annotated[
         Path | None, typer.Option(help="Folder for prepared slices, to share; without it, 'cache' in the work folder.")
@@ -70,8 +74,15 @@ def em(
     if start == "gaussian":
         _gaussian(items, protocol, first)
     load_prior(first)  # refuses what is none
+    simple = partial(cg_sense, regularisation=0.01, iterations=START_ITERATIONS)
+    learn = partial(learn_from_samples, device=target, report=typer.echo)
+    network = protocol.network.model_copy(update={"condition": diffem})
+    rounds_protocol = protocol.model_copy(update={"network": network})
+    plain = protocol.model_copy(update={"em": protocol.em.model_copy(update={"relaxation": 1.0})})
 
     def sample(slice_: Slice, prior: Prior, generator: torch.Generator) -> Tensor:
+        if prior.conditional:
+            return conditional_samples(slice_, prior, recipe, simple(slice_), generator)
         return posterior_samples(slice_, prior, recipe, generator)
 
     cases = [Case(f"{i.scan.file.stem}-{i.scan.index[i.n]:03d}", i.mask, partial(i.scan.read, i.n)) for i in items]
@@ -82,7 +93,7 @@ def em(
         protocol.em,
         {
             "data": data.fingerprint,
-            "protocol": protocol.model_dump(mode="json", exclude={"description"}),
+            "protocol": rounds_protocol.model_dump(mode="json", exclude={"description", "em"}),
             "recipe": recipe.model_dump(mode="json", exclude={"description"}),
         },
         protocol.training.seed,
@@ -92,7 +103,9 @@ def em(
     steps = Steps(
         partial(load_prior, device=target, amp=target != "cpu"),
         sample,
-        partial(learn_from_samples, protocol=protocol, device=target, report=typer.echo),
+        partial(learn, protocol=rounds_protocol),
+        simple if diffem else None,
+        partial(learn, protocol=plain) if diffem else None,
     )
     expectation_maximisation(run, steps, rounds, out, typer.echo)
     typer.echo(f"wrote   {out}")

@@ -19,6 +19,10 @@ it was, and processes that share the folder share the E-step:
     round-01/samples/<slice>.safetensors   image (n, y, x, 2) float16: the samples under the prior before
     round-01/prior.safetensors          what was learned from them
 
+DiffEM (arXiv 2510.12691) learns a conditional denoiser D(x_t, u, sigma) in each round, where u is a simple
+reconstruction: of x measured again, y' = A x + z, when it learns, and of the scan's own y when it draws, which needs no
+guidance then. From the last samples an unconditional prior is learned. Files of samples hold u as `condition`.
+
 A share of the lines of a few slices is withheld throughout and tells when to stop; see mrgen.prior.heldout.
 """
 
@@ -30,7 +34,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -41,6 +45,7 @@ from mrgen.errors import MrgenError
 from mrgen.prior.cache import alone
 from mrgen.prior.files import read_safetensors, write_safetensors
 from mrgen.prior.heldout import Score, mean_score, outside_centre, score, withhold
+from mrgen.prior.objectives import complex_noise
 from mrgen.scans.scan import Slice
 from mrgen.settings import EM
 
@@ -66,6 +71,9 @@ class Steps(Generic[P]):
     load: Callable[[Path], P]
     sample: Callable[[Slice, P, torch.Generator], Tensor]  # posterior samples (n, y, x) of a slice
     maximise: Callable[[list[Path], Path, Path], None]  # files of samples, the prior before, the one to write
+    # DiffEM: a simple reconstruction (y, x) of a slice, and how to learn a prior from the last samples, as `maximise`
+    condition: Callable[[Slice], Tensor] | None = None
+    finish: Callable[[list[Path], Path, Path], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,7 @@ def expectation_maximisation(
     withhold, and for a work folder of another run.
     """
     _claim(run)
-    held = _held_out(run)
+    held = held_out(run)
     withheld = {case.name for case in held}
     log: list[dict[str, Any]] = []
     before: list[Score] = []
@@ -122,18 +130,24 @@ def expectation_maximisation(
         before = scores
         if number < rounds:
             _expect(run, steps, run.cases, number + 1, withheld, report)
-            _maximise(run, steps, number + 1, report)
+            files = [run.samples(number + 1, case) for case in run.cases]
+            _maximise(run, steps.maximise, files, run.prior(number), run.prior(number + 1), report)
     best = max(log, key=lambda row: float(row["log_likelihood"]))["round"]
-    partial = out.with_name(f"{out.name}.{os.getpid()}.partial")
-    shutil.copyfile(run.prior(best), partial)
-    os.replace(partial, out)
     report(f"the best prior is that of round {best}" if best else "no round has bettered the prior to begin with")
+    found = run.prior(best)
+    if best and steps.finish:
+        _expect(run, steps, run.cases, best + 1, withheld, report)
+        files, found = [run.samples(best + 1, case) for case in run.cases], run.work / "final" / "prior.safetensors"
+        _maximise(run, steps.finish, files, run.start, found, report)
+    partial = out.with_name(f"{out.name}.{os.getpid()}.partial")
+    shutil.copyfile(found, partial)
+    os.replace(partial, out)
     return log
 
 
-def read_samples(file: Path) -> Tensor:
-    """The samples (n, y, x) complex64 of a file in a round's folder. Raises MrgenError."""
-    return torch.view_as_complex(read_safetensors(file)[0]["image"].float())
+def read_samples(file: Path, name: str = "image") -> Tensor:
+    """The samples (n, y, x) complex64 of a file in a round's folder, or their conditions. Raises MrgenError."""
+    return torch.view_as_complex(read_safetensors(file)[0][name].float())
 
 
 def _claim(run: Run) -> None:
@@ -155,7 +169,7 @@ def _claim(run: Run) -> None:
         raise MrgenError(f"{run.work} is the folder of another run (other {', '.join(differs)}): name a new one")
 
 
-def _held_out(run: Run) -> list[Case]:
+def held_out(run: Run) -> list[Case]:
     """The slices that lines are withheld of: the same in every round."""
     able = [case for case in run.cases if len(outside_centre(case.mask))]
     if len(able) < 2:
@@ -179,8 +193,7 @@ def _expect(
                     continue
                 with alone(file, patience) as nobody_else:
                     if nobody_else and not file.exists():
-                        image, metadata = _samples(run, steps, prior, case, number, case.name in withheld)
-                        write_safetensors(file, {"image": image}, metadata)
+                        write_safetensors(file, *_samples(run, steps, prior, case, number, case.name in withheld))
                 now = time.monotonic()
                 if now - spoken > REPORT_SECONDS:
                     left = (len(missing) - count) * (now - begun) / count / 60
@@ -188,37 +201,55 @@ def _expect(
                     spoken = now
 
 
-def _samples(run: Run, steps: Steps[P], prior: P, case: Case, number: int, held: bool) -> tuple[Tensor, dict[str, Any]]:
-    """Samples of a case as they are stored, with their score where lines are withheld of it."""
-    slice_ = case.read().to(run.device)
-    try:
-        if not held:
-            samples = steps.sample(slice_, prior, run.generator(run.device, number, case.name))
-            return torch.view_as_real(samples).half(), {}
-        given, withheld = withhold(slice_, run.settings.held_out, run.generator("cpu", "lines", case.name))
+def _samples(
+    run: Run, steps: Steps[P], prior: P, case: Case, number: int, held: bool
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What is stored of a case: its samples, and their score where lines are withheld of it."""
+    given, metadata = case.read().to(run.device), {}
+    generator, wanted = run.generator(run.device, number, case.name), 1
+    if held:
+        whole, wanted = given, run.settings.held_out_samples
+        given, withheld = withhold(whole, run.settings.held_out, run.generator("cpu", "lines", case.name))
         generator = run.generator(run.device, "held out", case.name)  # the same noise each round: scores differ less
+    try:
         samples = steps.sample(given, prior, generator)
-        while len(samples) < run.settings.held_out_samples:
+        while len(samples) < wanted:
             samples = torch.cat([samples, steps.sample(given, prior, generator)])
     except MrgenError as error:
         raise MrgenError(f"{case.name}: {error}") from error
-    return torch.view_as_real(samples).half(), {"score": asdict(score(slice_, withheld, samples))}
+    if held:
+        metadata["score"] = asdict(score(whole, withheld, samples))
+    images = {"image": samples}
+    if steps.condition:
+        images["condition"] = torch.stack([steps.condition(measured_again(given, x, generator)) for x in samples])
+    return {name: torch.view_as_real(x).half() for name, x in images.items()}, metadata
 
 
-def _maximise(run: Run, steps: Steps[P], number: int, report: Callable[[str], None]) -> None:
-    """The M-step of round `number`."""
-    target = run.prior(number)
-    files = [run.samples(number, case) for case in run.cases]
+def measured_again(slice_: Slice, image: Tensor, generator: torch.Generator) -> Slice:
+    """The slice as it would be if it were of `image` (y, x): y' = A x + z, with new noise."""
+    y = slice_.operator().forward(image)
+    return replace(slice_, kspace=y + slice_.sigma0 * slice_.mask * complex_noise(y, generator))
+
+
+def _maximise(
+    run: Run,
+    learn: Callable[[list[Path], Path, Path], None],
+    files: list[Path],
+    before: Path,
+    target: Path,
+    report: Callable[[str], None],
+) -> None:
+    """The M-step, by one of the processes or by all together."""
     if run.together:
         if not target.exists():
-            steps.maximise(files, run.prior(number - 1), target)
+            learn(files, before, target)
         while not target.exists():
             time.sleep(LOOK_SECONDS)
         return
     with alone(target, -1):
         if not target.exists():
-            report(f"round {number}: learning from the samples of {len(files)} slices")
-            steps.maximise(files, run.prior(number - 1), target)
+            report(f"{target.parent.name}: learning from the samples of {len(files)} slices")
+            learn(files, before, target)
 
 
 def _row(number: int, before: list[Score], scores: list[Score]) -> dict[str, Any]:

@@ -41,6 +41,11 @@ class Prior:
         """Largest noise level the prior was trained on, in scaled image units."""
         return float(self.metadata["sigma_max"])
 
+    @property
+    def conditional(self) -> bool:
+        """Whether the denoiser also sees a simple reconstruction of the scan, and so is no prior by itself."""
+        return bool(self.metadata.get("network", {}).get("condition"))
+
     def __call__(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         return self.denoiser(x_t, sigma)
 

@@ -24,29 +24,39 @@ from mrgen.prior.em import read_samples
 from mrgen.prior.files import FORMAT, load_prior, read_safetensors, save_prior
 from mrgen.prior.objectives import CleanBatch, Objective, complex_noise
 from mrgen.prior.train import train
-from mrgen.settings import Protocol, Training
+from mrgen.settings import Network, Protocol, Training
 
 
-def relaxed(old: Denoise, eta: float) -> Objective:
-    """The supervised objective with the over-relaxed target; a risk per pixel (batch,), where `old` is frozen."""
+def from_samples(old: Denoise | None, eta: float, condition: bool = False) -> Objective:
+    """The supervised risk per pixel (batch,), with the over-relaxed target where the frozen denoiser `old` is given.
+
+    With `condition` items are (2, y, x): an image and what is shown to the denoiser, and to `old`, beside its x_t.
+    """
 
     def objective(
         denoise: Denoise, batch: CleanBatch, sigma_t: Tensor, generator: torch.Generator, training: Training
     ) -> Tensor:
-        x = batch.image
-        x_t = x + sigma_t.reshape(-1, 1, 1) * complex_noise(x, generator)
-        with torch.no_grad():
-            target = x + (eta - 1) * (x - old(x_t, sigma_t))
-        return (denoise(x_t, sigma_t) - target).abs().square().mean((1, 2))
+        x = batch.image[:, 0] if condition else batch.image
+        seen = x + sigma_t.reshape(-1, 1, 1) * complex_noise(x, generator)
+        if condition:
+            seen = torch.stack([seen, batch.image[:, 1]], dim=1)
+        target = x
+        if old is not None:
+            with torch.no_grad():
+                target = x + (eta - 1) * (x - old(seen, sigma_t))
+        return (denoise(seen, sigma_t) - target).abs().square().mean((1, 2))
 
     return objective  # type: ignore[return-value]
 
 
 class SampleFiles(Sequence[Tensor]):
-    """The first `samples` samples of every file of a round, read when they are asked for."""
+    """The first `samples` samples (y, x) of every file of a round, read when they are asked for.
 
-    def __init__(self, files: list[Path], samples: int) -> None:
-        self.files, self.samples = files, samples
+    With `condition` they are (2, y, x): each with its condition.
+    """
+
+    def __init__(self, files: list[Path], samples: int, condition: bool) -> None:
+        self.files, self.samples, self.condition = files, samples, condition
 
     def __len__(self) -> int:
         return len(self.files) * self.samples
@@ -59,7 +69,9 @@ class SampleFiles(Sequence[Tensor]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         file, sample = divmod(index, self.samples)
-        return read_samples(self.files[file])[sample]
+        names = ("image", "condition") if self.condition else ("image",)
+        images = [read_samples(self.files[file], name)[sample] for name in names]
+        return torch.stack(images) if self.condition else images[0]
 
 
 def learn_from_samples(
@@ -78,11 +90,13 @@ def learn_from_samples(
     """
     em = protocol.em
     old, (weights, metadata) = load_prior(before, device, amp=device != "cpu"), read_safetensors(before)
-    same = metadata["format"] == FORMAT and metadata["network"] == protocol.network.model_dump(mode="json")
+    same = metadata["format"] == FORMAT and Network(**metadata["network"]) == protocol.network
     start = {name: weight.float() for name, weight in weights.items()} if same else None
     changes: dict[str, Any] = {"objective": "supervised", "steps": em.updates if same else protocol.training.steps}
     report(f"the network {'goes on from the prior before' if same else 'begins from scratch'}")
-    samples = SampleFiles(files, em.samples)
+    condition = protocol.network.condition
+    samples = SampleFiles(files, em.samples, condition)
+    relaxing = em.relaxation > 1 and old.conditional == condition
     shapes = [shape for file in files for shape in [_shape(file)] * em.samples]
     trained = train(
         TrainingSet(samples, shapes, f"{before.parent.name}-{old.sha256[:16]}-{len(samples)}"),
@@ -90,7 +104,7 @@ def learn_from_samples(
         target.with_name("training.safetensors"),
         device=device,
         start=start,
-        objective=relaxed(old, em.relaxation) if em.relaxation > 1 else None,
+        objective=from_samples(old if relaxing else None, em.relaxation, condition),
         report=report,
     )
     if int(os.environ.get("RANK", "0")):

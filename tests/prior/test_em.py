@@ -9,6 +9,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,17 @@ from mrgen.cli import app
 from mrgen.errors import MrgenError
 from mrgen.physics.fourier import fft2c
 from mrgen.physics.operators import Fourier
-from mrgen.prior.em import Case, Run, Steps, expectation_maximisation, read_samples
-from mrgen.prior.files import load_prior, read_safetensors, save_gaussian, write_safetensors
+from mrgen.posterior.baselines import zero_filled
+from mrgen.posterior.reconstruct import conditional_samples, posterior_samples
+from mrgen.prior.em import Case, Run, Steps, expectation_maximisation, held_out, read_samples
+from mrgen.prior.files import Prior, load_prior, read_safetensors, save_gaussian, write_safetensors
 from mrgen.prior.gaussian import Gaussian
 from mrgen.prior.heldout import mean_score, outside_centre, score, withhold
-from mrgen.prior.mstep import learn_from_samples, relaxed
+from mrgen.prior.mstep import from_samples, learn_from_samples
 from mrgen.prior.objectives import CleanBatch
 from mrgen.prior.spectrum import BINS
 from mrgen.scans.scan import Slice
-from mrgen.settings import EM, Protocol, Training
+from mrgen.settings import EM, Protocol, Recipe, Training, load
 
 SHAPE = (2, 6)
 N = 12
@@ -73,7 +76,7 @@ def toy(c: Tensor, count: int, sigma0: float = SIGMA0, lines: Tensor | None = No
     return cases
 
 
-def load(path: Path) -> Tensor:
+def load_covariance(path: Path) -> Tensor:
     return torch.view_as_complex(read_safetensors(path)[0]["covariance"])
 
 
@@ -102,7 +105,7 @@ def maximise(files: list[Path], before: Path, target: Path) -> None:
 
 
 def steps(n: int = 4) -> Steps[Tensor]:
-    return Steps(load, draw(n), maximise)
+    return Steps(load_covariance, draw(n), maximise)
 
 
 def run_in(folder: Path, cases: list[Case], start: Tensor, **settings: Any) -> Run:
@@ -120,7 +123,7 @@ def test_em_recovers_the_covariance(tmp_path: Path) -> None:
     def error(found: Tensor) -> float:
         return float((found - c).norm() / c.norm())
 
-    oracle, found = error(clean.T @ clean.conj() / count), error(load(tmp_path / "out.safetensors"))
+    oracle, found = error(clean.T @ clean.conj() / count), error(load_covariance(tmp_path / "out.safetensors"))
     assert error(torch.eye(N) + 0j) > 1.5
     assert found < 0.33
     assert found < 2 * oracle
@@ -151,9 +154,11 @@ def test_noise_that_a_prior_believes_in_goes_only_slowly(tmp_path: Path) -> None
         x = torch.cat([read_samples(file) for file in files]).to(torch.complex128)
         save(target, F.mH @ torch.diag(fft2c(x).abs().square().mean(0).flatten() + 0j) @ F)
 
-    log = expectation_maximisation(run, Steps(load, draw(8), diagonal), 6, tmp_path / "out.safetensors", silent)
+    log = expectation_maximisation(
+        run, Steps(load_covariance, draw(8), diagonal), 6, tmp_path / "out.safetensors", silent
+    )
     assert len(log) == 7
-    spectra = [(F @ load(run.prior(r)) @ F.mH).diagonal().real.reshape(SHAPE).mean(0) for r in range(1, 7)]
+    spectra = [(F @ load_covariance(run.prior(r)) @ F.mH).diagonal().real.reshape(SHAPE).mean(0) for r in range(1, 7)]
     power = sum(float(case.read().kspace[..., 2:].abs().square().mean()) for case in cases) / len(cases)
     assert [float(p[2:].mean()) for p in spectra] == pytest.approx(law(6, 1, 1, power)[1:], rel=0.06)
     assert float(spectra[5][1]) == pytest.approx(1, rel=0.3)
@@ -176,7 +181,7 @@ def test_the_relaxed_target_is_eta_steps_from_the_old_denoiser(eta: float) -> No
     sigma, old = 0.8, 0.3
 
     def risk(gain: float) -> float:
-        objective = relaxed(lambda x_t, _: old * x_t, eta)
+        objective = from_samples(lambda x_t, _: old * x_t, eta)
         g = torch.Generator().manual_seed(2)
         levels = torch.full((len(x),), sigma, dtype=torch.float64)
         return float(objective(lambda x_t, _: gain * x_t, CleanBatch(x), levels, g, Training()).mean())
@@ -250,7 +255,7 @@ def test_a_run_that_is_broken_off_again_and_again_gives_the_same_files(tmp_path:
 
         return until_killed
 
-    weak = Steps(load, mortal(draw(4)), mortal(maximise))
+    weak = Steps(load_covariance, mortal(draw(4)), mortal(maximise))
     for _ in range(50):
         try:
             run = run_in(tmp_path / "b", cases, start)
@@ -285,7 +290,7 @@ def test_processes_that_share_a_folder_share_the_work(tmp_path: Path) -> None:
 
     def work(number: int) -> None:
         out = tmp_path / f"b/out{number}.safetensors"
-        logs.append(expectation_maximisation(run, Steps(load, sample, learn), 1, out, silent))
+        logs.append(expectation_maximisation(run, Steps(load_covariance, sample, learn), 1, out, silent))
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
     for thread in threads:
@@ -320,10 +325,12 @@ def test_a_round_that_betters_nothing_ends_it_and_the_best_prior_is_kept(tmp_pat
             save(target, 100 * start)
 
     run, said = run_in(tmp_path, cases, start), []
-    log = expectation_maximisation(run, Steps(load, draw(4), spoil), 9, tmp_path / "out.safetensors", said.append)
+    log = expectation_maximisation(
+        run, Steps(load_covariance, draw(4), spoil), 9, tmp_path / "out.safetensors", said.append
+    )
     assert [row["round"] for row in log] == [0, 1, 2]
     assert log[2]["gain"] < -log[2]["gain_error"]
-    assert torch.equal(load(tmp_path / "out.safetensors"), load(run.prior(1)))
+    assert torch.equal(load_covariance(tmp_path / "out.safetensors"), load_covariance(run.prior(1)))
     assert json.loads((run.work / "log.json").read_text()) == log
     assert "no more rounds" in said[-2]
 
@@ -412,3 +419,107 @@ def test_the_m_step_goes_on_from_a_network(tmp_path: Path) -> None:
     changes = [float((p - q).abs().max()) for p, q in zip(*(m.denoiser.parameters() for m in (a, b)), strict=True)]
     assert 0 < max(changes) < 0.01  # 3 updates from there, while those from another beginning would differ by 0.1
     assert sorted(f.name for f in two.parent.iterdir()) == ["prior.safetensors", "training.csv", "training.png"]
+
+
+def test_diffem_from_the_command(tmp_path: Path, command: Callable[..., Any]) -> None:
+    """Rounds of conditional networks, and in the end a prior, unless none of them betters the one to begin with."""
+    out, work = tmp_path / "p.safetensors", tmp_path / "work"
+    done = command("--start", "gaussian", "-o", out, "--rounds", 1, "--work", work, "--diffem")
+    assert done.exit_code == 0, done.output
+    learned = load_prior(work / "round-01/prior.safetensors")
+    assert learned.conditional
+    log = json.loads((work / "log.json").read_text())
+    better = log[1]["log_likelihood"] > log[0]["log_likelihood"]
+    kept = work / ("final/prior.safetensors" if better else "gaussian.safetensors")
+    assert out.read_bytes() == kept.read_bytes()
+    assert not load_prior(out).conditional
+    slice_ = next(iter(toy(covariance(), 1))).read()
+    with pytest.raises(MrgenError, match="take the final one"):
+        posterior_samples(slice_, learned, load(Recipe, "posterior"), torch.Generator())
+    refused = command("--start", "gaussian", "-o", out, "--rounds", 1, "--work", work)
+    assert "other protocol" in str(refused.exception)
+
+
+def test_a_conditional_round_ends_in_an_unconditional_prior(tmp_path: Path) -> None:
+    """On the toy, where a conditional "prior" is the covariance too: `finish` learns from samples of the best one."""
+    cases, start, finished = toy(covariance(), 30), torch.eye(N, dtype=torch.complex128), []
+
+    def finish(files: list[Path], before: Path, target: Path) -> None:
+        finished.append((len(files), files[0].parents[1].name, before.name))
+        maximise(files, before, target)
+
+    diffem = Steps(load_covariance, draw(4), maximise, zero_filled, finish)
+    run = run_in(tmp_path, cases, start)
+    expectation_maximisation(run, diffem, 1, tmp_path / "out.safetensors", silent)
+    assert finished == [(30, "round-02", "start.safetensors")]
+    assert (tmp_path / "out.safetensors").read_bytes() == (run.work / "final/prior.safetensors").read_bytes()
+    held = {case.name for case in held_out(run)}
+    noise = []
+    for case in [case for case in cases if case.name not in held]:
+        x, u = (fft2c(read_samples(run.samples(1, case), name)) for name in ("image", "condition"))
+        noise.append((u - x)[..., case.mask.bool()].flatten())  # of y', at the sampled points
+        assert not (u[..., ~case.mask.bool()].abs() > 1e-2).any()
+    assert float(torch.cat(noise).abs().square().mean()) == pytest.approx(SIGMA0**2, rel=0.1)
+
+
+def test_samples_of_an_exact_conditional_denoiser_have_its_mean_and_spread() -> None:
+    """x ~ CN(0, 1), u = x + CN(0, t^2): given u, x has the mean u / (1 + t^2) and the variance t^2 / (1 + t^2)."""
+    t2, shape, g = 0.25, (24, 20), torch.Generator().manual_seed(2)
+
+    def denoise(pair: Tensor, sigma: Tensor) -> Tensor:
+        x_t, u = pair.unbind(1)
+        s2 = sigma.reshape(-1, 1, 1).square()
+        return (u / t2 + x_t / s2) / (1 + 1 / t2 + 1 / s2)
+
+    prior = Prior(denoise, {"sigma_min": 0.01, "sigma_max": 20.0}, "")
+    mask = torch.ones(shape[1])
+    slice_ = Slice(torch.zeros(1, *shape) + 0j, mask, torch.ones(1, *shape) + 0j, 0.05, 1.0, None)
+    recipe = Recipe(description="", steps=30, samples=200)
+    u = torch.randn(shape, dtype=torch.complex64, generator=g) * (1 + t2) ** 0.5
+    x = conditional_samples(slice_, prior, recipe, u, g)
+    assert float((x.mean(0) - u / (1 + t2)).abs().square().mean()) < 2 * t2 / (1 + t2) / 200
+    assert float(x.var(0).mean()) == pytest.approx(t2 / (1 + t2), rel=0.05)
+
+
+def test_a_conditional_denoiser_learns_from_both_images() -> None:
+    """The best linear D(x_t, u) is found by the objective, with u the image plus independent noise."""
+    g = torch.Generator().manual_seed(1)
+    x = white(g, 4000, 4, 4)
+    pairs = torch.stack([x, x + 0.5 * white(g, 4000, 4, 4)], dim=1)
+    exact = torch.tensor([1 / 0.64, 4.0]) / (1 + 1 / 0.64 + 4)
+
+    def risk(a: float, b: float) -> float:
+        objective = from_samples(None, 1.0, condition=True)
+        levels = torch.full((len(x),), 0.8, dtype=torch.float64)
+        batch, noise = CleanBatch(pairs), torch.Generator().manual_seed(2)
+        return float(objective(lambda p, _: a * p[:, 0] + b * p[:, 1], batch, levels, noise, Training()).mean())
+
+    a, b = exact.tolist()
+    least = risk(a, b)
+    assert least == pytest.approx(1 / (1 + 1 / 0.64 + 4), rel=0.02)
+    assert all(risk(a + d, b + e) > least for d, e in ((0.05, 0), (-0.05, 0), (0, 0.05), (0, -0.05)))
+
+
+def test_processes_that_learn_together_wait_for_the_one_that_writes(tmp_path: Path) -> None:
+    cases, start = toy(covariance(), 6), torch.eye(N, dtype=torch.complex128)
+    run = replace(run_in(tmp_path, cases, start), together=True)
+    all_here, found = threading.Barrier(2), []
+
+    def work(rank: int) -> None:
+        def learn(files: list[Path], before: Path, target: Path) -> None:
+            all_here.wait(20)
+            if rank == 0:
+                time.sleep(0.3)
+                maximise(files, before, target)
+
+        out = tmp_path / f"out{rank}.safetensors"
+        expectation_maximisation(run, Steps(load_covariance, draw(4), learn), 1, out, silent)
+        found.append(out.read_bytes())
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 2
+    assert found[0] == found[1]
