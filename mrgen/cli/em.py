@@ -9,22 +9,18 @@ from typing import Annotated
 
 import torch
 import typer
-from torch import Tensor
 
 from mrgen.cli.common import Device
 from mrgen.errors import MrgenError
-from mrgen.posterior.baselines import cg_sense
-from mrgen.posterior.reconstruct import START_ITERATIONS, conditional_samples, posterior_samples
+from mrgen.posterior.em import network_steps
 from mrgen.prior.cache import alone
 from mrgen.prior.data import StoredItem, TrainingSet
-from mrgen.prior.em import Case, Run, Steps, expectation_maximisation
-from mrgen.prior.files import Prior, load_prior, save_gaussian
+from mrgen.prior.em import Case, Run, expectation_maximisation
+from mrgen.prior.files import load_prior, save_gaussian
 from mrgen.prior.gaussian import fit_gaussian
-from mrgen.prior.mstep import learn_from_samples
 from mrgen.review.figure import NOTICE
 from mrgen.review.output import prepare_output_dir
-from mrgen.scans.scan import Slice
-from mrgen.settings import Protocol, Recipe, load
+from mrgen.settings import Protocol, load
 
 
 def _gaussian(items: list[StoredItem], protocol: Protocol, path: Path) -> None:
@@ -56,9 +52,7 @@ def em(
 ) -> None:
     """Better a prior by EM: draw posterior samples of the scans, learn from them, and again."""
     protocol, target = load(Protocol, protocol_name), device.resolve()
-    recipe = load(Recipe, protocol.em.recipe).model_copy(update={"samples": protocol.em.samples})
-    if recipe.method != "posterior":
-        raise MrgenError(f"recipe {protocol.em.recipe!r} draws no samples: name a posterior recipe in [em] recipe")
+    steps, settings = network_steps(protocol, target, typer.echo, diffem)
     if out.suffix != ".safetensors":
         raise MrgenError(f"-o {out.name}: expected a name that ends in .safetensors")
     if not folder.is_dir():
@@ -74,39 +68,10 @@ def em(
     if start == "gaussian":
         _gaussian(items, protocol, first)
     load_prior(first)  # refuses what is none
-    simple = partial(cg_sense, regularisation=0.01, iterations=START_ITERATIONS)
-    learn = partial(learn_from_samples, device=target, report=typer.echo)
-    network = protocol.network.model_copy(update={"condition": diffem})
-    rounds_protocol = protocol.model_copy(update={"network": network})
-    plain = protocol.model_copy(update={"em": protocol.em.model_copy(update={"relaxation": 1.0})})
-
-    def sample(slice_: Slice, prior: Prior, generator: torch.Generator) -> Tensor:
-        if prior.conditional:
-            return conditional_samples(slice_, prior, recipe, simple(slice_), generator)
-        return posterior_samples(slice_, prior, recipe, generator)
-
     cases = [Case(f"{i.scan.file.stem}-{i.scan.index[i.n]:03d}", i.mask, partial(i.scan.read, i.n)) for i in items]
-    run = Run(
-        cases,
-        first,
-        work,
-        protocol.em,
-        {
-            "data": data.fingerprint,
-            "protocol": rounds_protocol.model_dump(mode="json", exclude={"description", "em"}),
-            "recipe": recipe.model_dump(mode="json", exclude={"description"}),
-        },
-        protocol.training.seed,
-        target,
-        together=int(os.environ.get("WORLD_SIZE", "1")) > 1,
-    )
-    steps = Steps(
-        partial(load_prior, device=target, amp=target != "cpu"),
-        sample,
-        partial(learn, protocol=rounds_protocol),
-        simple if diffem else None,
-        partial(learn, protocol=plain) if diffem else None,
-    )
+    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    origin = {"data": data.fingerprint, **settings}
+    run = Run(cases, first, work, protocol.em, origin, protocol.training.seed, target, together)
     expectation_maximisation(run, steps, rounds, out, typer.echo)
     typer.echo(f"wrote   {out}")
     typer.echo(NOTICE)

@@ -102,9 +102,8 @@ def conditional_samples(
         return denoiser(torch.stack([x_t, start], dim=1), sigma)
 
     with torch.inference_mode():
-        samples = SAMPLERS["heun"](
-            denoise, start + recipe.sigma_max * complex_noise(start, generator), sigmas, generator
-        )
+        x = start + recipe.sigma_max * complex_noise(start, generator)
+        samples = SAMPLERS["heun"](denoise, x, sigmas, generator)
     if not torch.isfinite(torch.view_as_real(samples)).all():
         raise MrgenError("sampling diverged (NaN): use more steps")
     return samples
