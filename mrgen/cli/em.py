@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from mrgen.cli.common import Device
@@ -57,8 +56,6 @@ def em(
         raise MrgenError(f"-o {out.name}: expected a name that ends in .safetensors")
     if not folder.is_dir():
         raise MrgenError(f"{folder} is not a folder, expected one with scans")
-    if target != "cpu" and "LOCAL_RANK" in os.environ:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     prepare_output_dir(out.parent)
     prepare_output_dir(work)
     data = TrainingSet.from_folder(folder, protocol, cache or work / "cache", device=target)
@@ -69,9 +66,8 @@ def em(
         _gaussian(items, protocol, first)
     load_prior(first)  # refuses what is none
     cases = [Case(f"{i.scan.file.stem}-{i.scan.index[i.n]:03d}", i.mask, partial(i.scan.read, i.n)) for i in items]
-    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
     origin = {"data": data.fingerprint, **settings}
-    run = Run(cases, first, work, protocol.em, origin, protocol.training.seed, target, together)
+    run = Run(cases, first, work, protocol.em, origin, protocol.training.seed, target, "WORLD_SIZE" in os.environ)
     expectation_maximisation(run, steps, rounds, out, typer.echo)
     typer.echo(f"wrote   {out}")
     typer.echo(NOTICE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -25,8 +26,10 @@ def network_steps(
     """The steps that `[em]` of the protocol asks for, and the settings that they were made from, for `Run.origin`.
 
     With `diffem` the networks of the rounds are conditional, on CG-SENSE, and a prior is learned in the end. Raises
-    MrgenError for a recipe that draws no samples.
+    MrgenError for a recipe that draws no samples. Under torchrun this process takes the GPU of its own.
     """
+    if device != "cpu" and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     recipe = load(Recipe, protocol.em.recipe).model_copy(update={"samples": protocol.em.samples})
     if recipe.method != "posterior":
         raise MrgenError(f"recipe {protocol.em.recipe!r} draws no samples: name a posterior recipe in [em] recipe")

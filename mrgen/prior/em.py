@@ -113,6 +113,8 @@ def expectation_maximisation(
     difference. Raises MrgenError where no slice has a line to
     withhold, and for a work folder of another run.
     """
+    if run.together and int(os.environ.get("RANK", "0")):
+        report = _silent
     _claim(run)
     held = held_out(run)
     withheld = {case.name for case in held}
@@ -143,6 +145,10 @@ def expectation_maximisation(
     shutil.copyfile(found, partial)
     os.replace(partial, out)
     return log
+
+
+def _silent(text: str) -> None:
+    """The first of several processes speaks for all."""
 
 
 def read_samples(file: Path, name: str = "image") -> Tensor:

@@ -115,7 +115,7 @@ def learn_from_samples(
         "updates": story["steps_done"],
         "batch": protocol.training.batch,
     }
-    save_prior(target, learned, {**story, "objective": "em", "stages": [*_stages(metadata), stage]})
+    save_prior(target, learned, {**story, "objective": "em", "stages": [*stages_of(metadata), stage]})
     trained.unlink()
     trained.with_suffix(".checkpoint.safetensors").unlink()
 
@@ -125,7 +125,7 @@ def _shape(file: Path) -> tuple[int, int]:
     return n_y, n_x
 
 
-def _stages(metadata: dict[str, Any]) -> list[dict[str, Any]]:
+def stages_of(metadata: dict[str, Any]) -> list[dict[str, Any]]:
     """How a prior came about, one entry a training, each of which used the prior before."""
     if metadata["format"] != FORMAT:
         return [{"objective": "a Gaussian fitted to the data"}]
