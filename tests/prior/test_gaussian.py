@@ -13,7 +13,7 @@ from mrgen.errors import MrgenError
 from mrgen.physics.fourier import fft2c, grid, ifft2c
 from mrgen.prior.files import load_prior, read_safetensors, save_gaussian, write_safetensors
 from mrgen.prior.gaussian import Gaussian, fit_gaussian
-from mrgen.prior.spectrum import BINS
+from mrgen.prior.spectrum import BINS, Rings
 from mrgen.scans.scan import Slice
 
 SIGMA0 = 0.1
@@ -54,6 +54,24 @@ def test_it_recovers_a_known_spectrum_from_undersampled_noisy_data() -> None:
         assert float(ratio.mean()) == pytest.approx(1, abs=0.05)
         assert float((ratio - 1).abs().mean()) < 0.05
         assert float((ratio - 1).abs().max()) < 0.15
+
+
+def test_lines_that_are_always_sampled_count_no_more_than_others() -> None:
+    """A spectrum along ky, the lines of the centre: the rings have the means over all points, not those over lines."""
+    shape, g = (48, 40), torch.Generator().manual_seed(3)
+    y, x = grid(shape)
+    p = (-20 * x.square()).exp() + 0 * y
+    maps, centre = torch.ones(1, *shape) + 0j, (torch.arange(40) - 20).abs() < 3
+
+    def scans() -> Iterator[tuple[Slice, Tensor]]:
+        for _ in range(200):
+            mask = (centre | (torch.rand(40, generator=g) < 1 / 3)).float()
+            kspace = mask * p.sqrt() * torch.randn(1, *shape, dtype=torch.complex64, generator=g)
+            yield Slice(kspace, mask, maps, 1e-3, 1.0, None), torch.where(centre, 1.0, 3.0)
+
+    rings = Rings(torch.ones(40), shape)
+    exact = (rings.total(p) / rings.count)[rings.known]
+    torch.testing.assert_close(fit_gaussian(scans()).profile[rings.known], exact, rtol=0.1, atol=0)
 
 
 def test_rings_without_a_point_are_filled_from_their_neighbours() -> None:
