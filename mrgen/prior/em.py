@@ -113,7 +113,7 @@ def expectation_maximisation(
     difference. Raises MrgenError where no slice has a line to
     withhold, and for a work folder of another run.
     """
-    if run.together and int(os.environ.get("RANK", "0")):
+    if run.together and os.environ.get("RANK", "0") != "0":
         report = _silent
     _claim(run)
     held = held_out(run)

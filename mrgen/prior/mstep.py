@@ -86,14 +86,17 @@ def learn_from_samples(
     """Train a network on the samples in `files` and write it to `target`, with its loss curve beside it.
 
     It goes on from the prior `before` where that is the protocol's network; else it is trained from scratch for all of
-    the protocol's `training.steps`. A training that was broken off is resumed. Under torchrun the first process writes.
+    the protocol's `training.steps`. A training that was broken off is resumed. Under torchrun the first process writes
+    and reports.
     """
-    em = protocol.em
+    em, first = protocol.em, os.environ.get("RANK", "0") == "0"
     old, (weights, metadata) = load_prior(before, device, amp=device != "cpu"), read_safetensors(before)
     same = metadata["format"] == FORMAT and Network(**metadata["network"]) == protocol.network
+    same = same and metadata["sigma_data"] == protocol.training.sigma_data
     start = {name: weight.float() for name, weight in weights.items()} if same else None
     changes: dict[str, Any] = {"objective": "supervised", "steps": em.updates if same else protocol.training.steps}
-    report(f"the network {'goes on from the prior before' if same else 'begins from scratch'}")
+    if first:
+        report(f"the network {'goes on from the prior before' if same else 'begins from scratch'}")
     condition = protocol.network.condition
     samples = SampleFiles(files, em.samples, condition)
     relaxing = em.relaxation > 1 and old.conditional == condition
@@ -107,7 +110,7 @@ def learn_from_samples(
         objective=from_samples(old if relaxing else None, em.relaxation, condition),
         report=report,
     )
-    if int(os.environ.get("RANK", "0")):
+    if not first:
         return
     learned, story = read_safetensors(trained)
     stage = {
