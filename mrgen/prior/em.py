@@ -31,8 +31,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -110,8 +110,7 @@ def expectation_maximisation(
     """Up to `rounds` rounds; writes the prior with the best held-out likelihood to `out` and returns the log.
 
     It ends early after a prior whose likelihood is below that of the one before by more than the standard error of the
-    difference. Raises MrgenError where no slice has a line to
-    withhold, and for a work folder of another run.
+    difference. Raises MrgenError where no slice has a line to withhold, and for a work folder of another run.
     """
     if run.together and os.environ.get("RANK", "0") != "0":
         report = _silent
@@ -124,7 +123,7 @@ def expectation_maximisation(
         _expect(run, steps, held, number + 1, withheld, report)
         scores = [Score(**read_safetensors(run.samples(number + 1, case))[1]["score"]) for case in held]
         log.append(_row(number, before, scores))
-        _write_json(run.work / "log.json", log)
+        _write_whole(run.work / "log.json", _json(log))
         report(_words(log[-1]))
         if before and log[-1]["gain"] < -log[-1]["gain_error"]:
             report(f"the prior of round {number} predicts what was held out worse than the one before: no more rounds")
@@ -141,9 +140,7 @@ def expectation_maximisation(
         _expect(run, steps, run.cases, best + 1, withheld, report)
         files, found = [run.samples(best + 1, case) for case in run.cases], run.work / "final" / "prior.safetensors"
         _maximise(run, steps.finish, files, run.start, found, report)
-    partial = out.with_name(f"{out.name}.{os.getpid()}.partial")
-    shutil.copyfile(found, partial)
-    os.replace(partial, out)
+    _write_whole(out, found.read_bytes())
     return log
 
 
@@ -168,7 +165,7 @@ def _claim(run: Run) -> None:
     file = run.work / "run.json"
     with alone(file, -1):
         if not file.exists():
-            _write_json(file, origin)
+            _write_whole(file, _json(origin))
     found = json.loads(file.read_text())
     differs = [key for key in origin | found if found.get(key) != origin.get(key)]
     if differs:
@@ -275,7 +272,12 @@ def _words(row: dict[str, Any]) -> str:
     )
 
 
-def _write_json(path: Path, content: Any) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write so that no process ever sees a part, also where several write the same at once."""
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    partial.write_bytes(content)
     os.replace(partial, path)
