@@ -69,7 +69,7 @@ def score(slice_: Slice, withheld: Tensor, samples: Tensor) -> Score:
     """`samples` (n, y, x) drawn without the lines `withheld` (kx,), held against all lines of `slice_`."""
     n = len(samples)
     y, noise, wanted = slice_.kspace, slice_.sigma0**2, withheld > 0
-    predicted = sense(slice_.maps, torch.ones_like(slice_.mask)).forward(samples.unsqueeze(1)).squeeze(1)
+    predicted = sense(slice_.maps, torch.ones_like(slice_.mask)).forward(samples)
     mean, variance = predicted.mean(0)[..., wanted], predicted.var(0)[..., wanted]
     error, total = (y[..., wanted] - mean).abs().square(), (1 + 1 / n) * variance + noise
     given = (slice_.mask > 0) & ~wanted
