@@ -3,11 +3,10 @@ r"""Simulate undersampled head scans and train the prior that ships with mrgen, 
     python examples/train_bundled_prior.py simulate --images brain_t1_slices.npz \
         --volume head_t1_volume.npz --work runs/head --scans 2400
     python examples/train_bundled_prior.py train --work runs/head --basis fourier -o runs/head/gsure.safetensors
-    python examples/train_bundled_prior.py em --work runs/head --prior runs/head/gsure.safetensors
-    python examples/train_bundled_prior.py train --work runs/head --images-from em --steps 2500 \
-        --start runs/head/gsure.safetensors -o runs/head/em.safetensors
-    python examples/train_bundled_prior.py ship --work runs/head --history runs/head/gsure.safetensors \
-        --prior runs/head/em.safetensors -o mrgen/prior/head.safetensors
+    python examples/train_bundled_prior.py em --work runs/head --start runs/head/gsure.safetensors --rounds 3 \
+        -o runs/head/em.safetensors
+    python examples/train_bundled_prior.py ship --work runs/head --prior runs/head/em.safetensors \
+        -o mrgen/prior/head.safetensors
 
 `brain_t1_slices.npz` holds `slices` (n, y, x) uint8 and `subject` (n,): axial T1 slices of the Pediatric Template of
 Brain Perfusion (Avants et al., Scientific Data 2015, doi 10.1038/sdata.2015.3). Subjects from 53 on are kept for
@@ -19,7 +18,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,16 +31,19 @@ from torch import Tensor
 from mrgen.physics.fourier import ifft2c
 from mrgen.physics.masks import sampling_mask
 from mrgen.physics.noise import whiten, whitening_matrix
-from mrgen.posterior.reconstruct import posterior_samples
+from mrgen.posterior.em import network_steps
+from mrgen.prior import em
 from mrgen.prior.cache import CachedScan, Entry, write_scan
 from mrgen.prior.data import Item, TrainingSet, item_of
-from mrgen.prior.files import load_prior, read_safetensors, save_prior, write_safetensors
+from mrgen.prior.em import Case, Run
+from mrgen.prior.files import read_safetensors, save_prior, write_safetensors
+from mrgen.prior.mstep import stages_of
 from mrgen.prior.train import train
 from mrgen.scans.heads import vary_head
 from mrgen.scans.prepare import noise_covariance, prepare_slice
 from mrgen.scans.scan import Slice
 from mrgen.scans.simulate import simulate_kspace, uniform
-from mrgen.settings import Protocol, Recipe, Sampling, load
+from mrgen.settings import Protocol, Sampling, load
 
 FIRST_VALIDATION_SUBJECT = 53
 # Field of view in pixels of the source image, and the matrices to draw from, with equal probability.
@@ -140,11 +144,9 @@ def measured_set(work: Path, sampling: Sampling, device: str) -> TrainingSet:
 
 
 def image_set(folder: Path, device: str) -> TrainingSet:
-    """Every image of a folder: the clean ones for the oracle, posterior samples for EM."""
+    """Every image of a folder, for the oracle."""
     images = [read_safetensors(f)[0]["image"].to(device) for f in sorted(folder.glob("*.safetensors"))]
-    return TrainingSet.from_images(
-        [i for stack in images for i in stack.reshape(-1, *stack.shape[-2:])], f"{folder.name}-{len(images)}"
-    )
+    return TrainingSet.from_images(images, f"{folder.name}-{len(images)}")
 
 
 def learn(args: argparse.Namespace) -> None:
@@ -154,12 +156,10 @@ def learn(args: argparse.Namespace) -> None:
         for k in ("objective", "basis", "steps", "batch", "learning_rate", "sigma_min")
         if getattr(args, k) is not None
     }
-    if args.images_from:
-        changes["objective"] = "supervised"
     protocol = protocol.model_copy(update={"training": protocol.training.model_copy(update=changes)})
     supervised = protocol.training.objective == "supervised"
     data = (
-        image_set(args.work / (args.images_from or "clean"), args.device)
+        image_set(args.work / "clean", args.device)
         if supervised
         else measured_set(args.work, protocol.sampling, args.device)
     )
@@ -173,49 +173,39 @@ def learn(args: argparse.Namespace) -> None:
         device=args.device,
         seconds=args.seconds,
         start=start,
-        report=lambda t: print(t, flush=True),
+        report=say,
     )
 
 
-def expectation(args: argparse.Namespace) -> None:
-    """E-step: posterior samples of every training scan under the current prior."""
-    prior = load_prior(args.prior, args.device, amp=args.device != "cpu")
-    recipe = Recipe(description="E-step", sampler="decoupled", steps=args.e_steps, samples=2, cg_iterations=30)
-    scans = measured_scans(args.work)
-    shard, shards = (int(n) for n in args.shard.split("/"))
-    for number in range(shard, len(scans), shards):
-        target = args.work / args.into / f"{scans[number].file.stem}.safetensors"
-        if target.exists():
-            continue  # of a run that was interrupted
-        slice_ = scans[number].read(0).to(args.device)
-        generator = torch.Generator(args.device).manual_seed(args.seed * 100_000 + number)
-        samples = posterior_samples(slice_, prior, recipe, generator)
-        write_safetensors(target, {"image": samples}, {})
-        if number % 100 == shard:
-            print(f"sampled {number} of {len(scans)}", flush=True)
+def expectation_maximisation(args: argparse.Namespace) -> None:
+    """Rounds of EM on the measured scans, in a folder of --work named after the prior to write."""
+    protocol = load(Protocol, args.protocol)
+    steps, settings = network_steps(protocol, args.device, say, args.diffem)
+    cases = [Case(scan.file.stem, scan.mask[0], partial(scan.read, 0)) for scan in measured_scans(args.work)]
+    run = Run(
+        cases,
+        args.start,
+        args.work / f"rounds-{args.out.stem}",
+        protocol.em,
+        settings,
+        device=args.device,
+        together="WORLD_SIZE" in os.environ,
+    )
+    em.expectation_maximisation(run, steps, args.rounds, args.out, say)
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
 
 
 def ship(args: argparse.Namespace) -> None:
     """Write the prior with the story of how it was trained in its metadata."""
-    stages = []
-    for file in [*args.history, args.prior]:
-        metadata = read_safetensors(file)[1]
-        objective = metadata["objective"]
-        if objective == "supervised":
-            objective = "supervised on posterior samples of the training scans (M-step of EM)"
-        stages.append(
-            {
-                "objective": objective,
-                "updates": metadata["steps_done"],
-                "batch": metadata["protocol"]["training"]["batch"],
-            }
-        )
     weights, metadata = read_safetensors(args.prior)
     changes = {
         "name": "head",
         "trained_on": "2,400 simulated undersampled noisy multi-coil head scans, R = 2 to 4, of subjects below 53 of "
         "the Pediatric Template of Brain Perfusion (doi 10.1038/sdata.2015.3); no clean image was used in training",
-        "stages": stages,
+        "stages": stages_of(metadata),
     }
     save_prior(args.out, weights, {**metadata, **changes})
 
@@ -231,22 +221,19 @@ def main() -> None:
     parser.add_argument("--protocol", default="head")
     parser.add_argument("--objective", choices=("gsure", "ambient-tweedie", "ambient", "supervised"))
     parser.add_argument("--basis", choices=("sense", "fourier"))
-    parser.add_argument("--images-from", help="train on the images of this folder of --work (the M-step of EM)")
-    parser.add_argument("--into", default="em", help="folder of --work for the samples of the E-step")
     parser.add_argument("--start", type=Path, help="prior to start from")
-    parser.add_argument("--prior", type=Path, help="prior of the E-step, or to ship")
-    parser.add_argument("--history", type=Path, nargs="*", default=[], help="the priors that it was started from")
-    parser.add_argument("--e-steps", type=int, default=16, help="network calls of a sample in the E-step")
+    parser.add_argument("--rounds", type=int, default=3, help="of EM, at most")
+    parser.add_argument("--diffem", action="store_true", help="conditional denoisers in the rounds of EM")
+    parser.add_argument("--prior", type=Path, help="prior to ship")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--sigma-min", type=float)
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop after this time, to be resumed")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("-o", "--out", type=Path)
     args = parser.parse_args()
-    {"simulate": simulate, "train": learn, "em": expectation, "ship": ship}[args.stage](args)
+    {"simulate": simulate, "train": learn, "em": expectation_maximisation, "ship": ship}[args.stage](args)
 
 
 if __name__ == "__main__":

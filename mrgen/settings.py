@@ -63,6 +63,7 @@ class Network(Settings):
     widths: tuple[int, ...] = Field((64, 128, 192), min_length=1, description="channels of each level")
     blocks: int = Field(2, ge=1, description="residual blocks per level and direction")
     patch: int = Field(2, ge=1, description="pixel-unshuffle factor at the input")
+    condition: bool = Field(False, description="whether it also sees a simple reconstruction of the scan")
 
     @field_validator("widths")
     @classmethod
@@ -99,6 +100,18 @@ class Training(Settings):
     seed: int = 0
 
 
+class EM(Settings):
+    """The rounds of mrgen.prior.em."""
+
+    samples: int = Field(2, ge=1, description="posterior samples of each training slice in an E-step")
+    recipe: str = Field("posterior", description="name of the recipe that draws them")
+    updates: int = Field(2500, ge=1, description="of an M-step that goes on from the network before")
+    relaxation: float = Field(1.0, ge=1, lt=2, description="eta of the M-step; 1 is plain EM")
+    held_out: float = Field(0.1, gt=0, lt=1, description="share of the lines outside the centre that is withheld")
+    held_out_slices: int = Field(32, ge=2, description="slices that lines are withheld of")
+    held_out_samples: int = Field(8, ge=3, description="posterior samples of each of those slices")
+
+
 class Protocol(Settings):
     """How scans are acquired and a prior is trained for them."""
 
@@ -109,6 +122,14 @@ class Protocol(Settings):
     sampling: Sampling = Sampling()
     network: Network = Network()
     training: Training = Training()
+    em: EM = EM()
+
+    @field_validator("network")
+    @classmethod
+    def _leave_the_condition_to_em(cls, network: Network) -> Network:
+        if network.condition:
+            raise ValueError("condition is set by mrgen em --diffem alone: leave it out")
+        return network
 
 
 class Recipe(Settings):

@@ -25,51 +25,12 @@ import torch
 from torch import Tensor
 
 from mrgen.physics.cg import conjugate_gradient
-from mrgen.physics.fourier import fft2c, grid, ifft2c
+from mrgen.physics.fourier import fft2c, ifft2c
 from mrgen.physics.operators import sense_normal
 from mrgen.prior.denoiser import Denoise
 from mrgen.prior.objectives import complex_noise
+from mrgen.prior.spectrum import Rings, excess_power
 from mrgen.scans.scan import Slice
-
-
-class Rings:
-    """Averages of what is known at the sampled points of k-space over rings of equal |k|, spread to all points.
-
-    The rings are elliptical where the matrix is not square, and finer near the centre.
-    """
-
-    def __init__(self, mask: Tensor, shape: tuple[int, int], bins: int = 24) -> None:
-        y, x = grid(shape)
-        self.position = (y.square() + x.square()).sqrt().clamp_max(1).sqrt().mul(bins - 1).to(mask.device)
-        self.sampled = mask.expand(shape) > 0
-        self.ring = self.position.round().long()[self.sampled]
-        self.count = torch.zeros(bins, device=mask.device).index_add(0, self.ring, torch.ones_like(self.ring.float()))
-        self.known = (self.count > 0).nonzero().flatten()
-
-    def average(self, values: Tensor, least: float) -> Tensor:
-        """Ring means of values (ky, kx), not below `least`, interpolated linearly in their logarithm, (ky, kx)."""
-        total = torch.zeros_like(self.count).index_add(0, self.ring, values[self.sampled].to(self.count))
-        profile = (total[self.known] / self.count[self.known]).clamp_min(least).log()
-        left = (torch.searchsorted(self.known, self.position.floor().long().flatten(), right=True) - 1).clamp(
-            0, len(self.known) - 2
-        )
-        start, stop = self.known[left], self.known[left + 1]
-        t = ((self.position.flatten() - start) / (stop - start)).clamp(0, 1)
-        return torch.lerp(profile[left], profile[left + 1], t).exp().reshape(self.position.shape)
-
-
-def excess_power(kspace: Tensor, sigma0: float) -> Tensor:
-    """sum_c |k_c|^2 less its noise, coils sigma0^2, (..., ky, kx), of k-space (..., coil, ky, kx)."""
-    return kspace.abs().square().sum(-3) - kspace.shape[-3] * sigma0**2
-
-
-def power_spectrum(slice_: Slice) -> Tensor:
-    """Radial power spectrum P (ky, kx) of the image in k-space, from the sampled points of this slice alone.
-
-    No lower than sigma0^2 / 100.
-    """
-    rings = Rings(slice_.mask, (slice_.kspace.shape[-2], slice_.kspace.shape[-1]))
-    return rings.average(excess_power(slice_.kspace, slice_.sigma0), slice_.sigma0**2 / 100)
 
 
 def fourier_diagonal(maps: Tensor, mask: Tensor) -> Tensor:

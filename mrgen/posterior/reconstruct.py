@@ -13,12 +13,13 @@ from torch import Tensor
 
 from mrgen.errors import MrgenError
 from mrgen.posterior.baselines import cg_sense, l1_wavelet, zero_filled
-from mrgen.posterior.guidance import Proximal, power_spectrum
+from mrgen.posterior.guidance import Proximal
 from mrgen.posterior.samplers import SAMPLERS, noise_levels
 from mrgen.prior.denoiser import Denoise
 from mrgen.prior.ensemble import MaskEnsemble, training_sampling
 from mrgen.prior.files import Prior
 from mrgen.prior.objectives import complex_noise
+from mrgen.prior.spectrum import power_spectrum
 from mrgen.scans.scan import Slice
 from mrgen.settings import Recipe, load
 
@@ -50,6 +51,8 @@ def posterior_samples(
     sigma_max, are measured. `progress(done, total)` counts network steps. Raises MrgenError on NaN,
     for a sigma_max beyond the noise that the prior was trained on, and as `training_sampling` does.
     """
+    if prior.conditional:
+        raise MrgenError("the prior is a round of mrgen em --diffem, which is of use there alone: take the final one")
     if recipe.sigma_max > prior.sigma_max:
         raise MrgenError(
             f"the recipe starts at sigma_max = {recipe.sigma_max:g}, the prior was trained up to {prior.sigma_max:g}: "
@@ -89,6 +92,27 @@ def posterior_samples(
         samples = SAMPLERS[recipe.sampler](denoise, x, sigmas, generator)
     if not torch.isfinite(torch.view_as_real(samples)).all():
         raise MrgenError(f"sampling diverged (NaN) with sampler {recipe.sampler!r}: use more steps or CG iterations")
+    return samples
+
+
+def conditional_samples(
+    slice_: Slice, denoiser: Prior, recipe: Recipe, condition: Tensor, generator: torch.Generator
+) -> Tensor:
+    """`recipe.samples` samples (n, y, x) by a conditional denoiser, which needs no guidance, given `condition` (y, x).
+
+    By Heun's method, as the denoiser gives means and no draws. Raises MrgenError on NaN.
+    """
+    start = condition.expand(recipe.samples, -1, -1)
+    sigmas = noise_levels(recipe.sigma_max, max(denoiser.sigma_min, slice_.sigma0 / 4), recipe.steps)
+
+    def denoise(x_t: Tensor, sigma: Tensor) -> Tensor:
+        return denoiser(torch.stack([x_t, start], dim=1), sigma)
+
+    with torch.inference_mode():
+        x = start + recipe.sigma_max * complex_noise(start, generator)
+        samples = SAMPLERS["heun"](denoise, x, sigmas, generator)
+    if not torch.isfinite(torch.view_as_real(samples)).all():
+        raise MrgenError("sampling diverged (NaN): use more steps")
     return samples
 
 

@@ -9,10 +9,14 @@ images of total rms sigma_d; a real channel carries half of each variance:
     c_in   = sqrt(2 / (sigma^2 + sigma_d^2)),    c_noise = log(sigma) / 4
 
 so that the network's input and its target have unit variance in each real channel at every sigma.
+
+A conditional denoiser D(x_t, u, sigma) = E[x | x_t, u] also sees another image u, which is scaled as x is at sigma = 0.
+It takes the two images as one tensor (batch, 2, y, x), so that it too is a `Denoise`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -26,19 +30,22 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
 class Denoiser(nn.Module):
-    """A learned `Denoise` with its U-Net; `amp` runs the network in bfloat16 (CUDA only)."""
+    """A learned `Denoise` with its U-Net, conditional if that is; `amp` runs it in bfloat16 (CUDA only)."""
 
     def __init__(self, network: Network, sigma_data: float, amp: bool = False) -> None:
         super().__init__()
-        self.network = UNet(network.widths, network.blocks, network.patch)
+        self.network = UNet(network.widths, network.blocks, network.patch, channels=4 if network.condition else 2)
+        self.condition = network.condition
         self.sigma_data, self.amp = sigma_data, amp
 
     def forward(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         s = sigma.reshape(-1, 1, 1, 1)
         total = s.square() + self.sigma_data**2
-        channels = torch.view_as_real(x_t).permute(0, 3, 1, 2)
+        seen = x_t if self.condition else x_t.unsqueeze(1)
+        channels, *condition = torch.view_as_real(seen).permute(1, 0, 4, 2, 3)
         with torch.autocast(x_t.device.type, dtype=torch.bfloat16, enabled=self.amp):
-            out = self.network((2 / total).sqrt() * channels, sigma.log() / 4)
+            scaled = [(2 / total).sqrt() * channels, *(math.sqrt(2) / self.sigma_data * c for c in condition)]
+            out = self.network(torch.cat(scaled, dim=1), sigma.log() / 4)
         c_skip = self.sigma_data**2 / total
         c_out = s * self.sigma_data / (2 * total).sqrt()
         x = c_skip * channels + c_out * out.float()

@@ -15,17 +15,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mrgen.errors import MrgenError
-from mrgen.prior.denoiser import Denoiser
+from mrgen.prior.denoiser import Denoise, Denoiser
+from mrgen.prior.gaussian import Gaussian
 from mrgen.settings import Network
 
 FORMAT = "mrgen-prior-1"
+GAUSSIAN_FORMAT = "mrgen-gaussian-1"
 
 
 @dataclass(frozen=True)
 class Prior:
-    """A trained denoiser with where it came from; call it as D(x_t, sigma)."""
+    """A trained denoiser, or a fitted Gaussian's, with where it came from; call it as D(x_t, sigma)."""
 
-    denoiser: Denoiser
+    denoiser: Denoise
     metadata: dict[str, Any]
     sha256: str
 
@@ -39,9 +41,13 @@ class Prior:
         """Largest noise level the prior was trained on, in scaled image units."""
         return float(self.metadata["sigma_max"])
 
+    @property
+    def conditional(self) -> bool:
+        """Whether the denoiser also sees a simple reconstruction of the scan, and so is no prior by itself."""
+        return bool(self.metadata.get("network", {}).get("condition"))
+
     def __call__(self, x_t: Tensor, sigma: Tensor) -> Tensor:
-        out: Tensor = self.denoiser(x_t, sigma)
-        return out
+        return self.denoiser(x_t, sigma)
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -70,10 +76,18 @@ def save_prior(path: Path, weights: dict[str, Tensor], metadata: dict[str, Any])
     write_safetensors(path, {k: v.half() for k, v in weights.items()}, {"format": FORMAT, **metadata})
 
 
+def save_gaussian(path: Path, gaussian: Gaussian, metadata: dict[str, Any]) -> None:
+    """Write a Gaussian prior in float32, `metadata` with sigma_data, sigma_min and sigma_max."""
+    write_safetensors(path, {"profile": gaussian.profile}, {"format": GAUSSIAN_FORMAT, **metadata})
+
+
 def load_prior(path: Path, device: str = "cpu", amp: bool = False) -> Prior:
-    """The prior of a file, in float32 and evaluation mode. Raises MrgenError."""
+    """The prior of a file, a network's in float32 and evaluation mode, or a Gaussian's. Raises MrgenError."""
     weights, metadata = read_safetensors(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
+        if metadata.get("format") == GAUSSIAN_FORMAT:
+            return Prior(Gaussian(weights["profile"].to(device)), metadata, digest)
         if metadata.get("format") != FORMAT:
             raise MrgenError(f"{path.name} is not a prior ({metadata.get('format')!r} instead of {FORMAT!r})")
         denoiser = Denoiser(Network(**metadata["network"]), float(metadata["sigma_data"]), amp)
@@ -82,7 +96,7 @@ def load_prior(path: Path, device: str = "cpu", amp: bool = False) -> Prior:
         reason = str(error).splitlines()[0]
         raise MrgenError(f"{path.name}: the prior's metadata and weights do not belong together ({reason})") from None
     denoiser = denoiser.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Prior(denoiser, metadata, hashlib.sha256(path.read_bytes()).hexdigest())
+    return Prior(denoiser, metadata, digest)
 
 
 def bundled_prior() -> Path:

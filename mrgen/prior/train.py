@@ -26,7 +26,7 @@ from mrgen.prior.denoiser import Denoise, Denoiser, risk_weight
 from mrgen.prior.distributed import join, silent
 from mrgen.prior.draws import DrawPerItem, stream
 from mrgen.prior.files import save_prior
-from mrgen.prior.objectives import OBJECTIVES, CleanBatch, MeasuredBatch
+from mrgen.prior.objectives import OBJECTIVES, CleanBatch, MeasuredBatch, Objective
 from mrgen.prior.progress import Log, Recent
 from mrgen.settings import Protocol, Training
 
@@ -94,24 +94,25 @@ def train(
     resume: bool = True,
     steps: int | None = None,
     start: dict[str, Tensor] | None = None,
+    objective: Objective | None = None,
     seconds: float = math.inf,
     report: Callable[[str], None] = print,
     sheet: Callable[[Denoise, Path], None] | None = None,
 ) -> Path:
     """Train a prior and write it to `out` (.safetensors), with its loss by noise level and checkpoint beside it.
 
-    `start` are weights to begin from; `seconds` ends the call early, leaving a checkpoint to resume from and the
-    prior as it stands; `sheet` is given the averaged denoiser, and where to draw its samples, SHEETS times.
-    Under torchrun every process calls this with the same arguments and the first one writes and
-    reports. Raises MrgenError when the checkpoint belongs to other data or settings, on NaN, when SIGTERM or Ctrl-C
-    ended the training (a checkpoint is left), or when another process was lost.
+    `start` are weights to begin from; `objective` replaces the one that the protocol names; `seconds` ends the call
+    early, leaving a checkpoint to resume from and the prior as it stands; `sheet` is given the averaged denoiser, and
+    where to draw its samples, SHEETS times. Under torchrun every process calls this with the same arguments and the
+    first one writes and reports. Raises MrgenError when the checkpoint belongs to other data or settings, on NaN, when
+    SIGTERM or Ctrl-C ended the training (a checkpoint is left), or when another process was lost.
     """
     training, begun = protocol.training, time.monotonic()
     processes = join(device)
     device, first_process = processes.device, processes.rank == 0
     report = report if first_process else silent
     steps = steps or training.steps
-    objective = OBJECTIVES[training.objective]
+    objective = objective or OBJECTIVES[training.objective]
     name = training.objective if training.objective == "supervised" else f"{training.objective}-{training.basis}"
     torch.manual_seed(training.seed)
     denoiser = Denoiser(protocol.network, training.sigma_data, amp=device != "cpu")

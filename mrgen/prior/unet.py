@@ -55,13 +55,13 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """(batch, 2, y, x) real and imaginary part, and c_noise (batch,), to (batch, 2, y, x)."""
+    """(batch, channels, y, x), such as real and imaginary part, and c_noise (batch,), to (batch, 2, y, x)."""
 
-    def __init__(self, widths: tuple[int, ...], blocks: int, patch: int) -> None:
+    def __init__(self, widths: tuple[int, ...], blocks: int, patch: int, channels: int = 2) -> None:
         super().__init__()
         self.patch, self.multiple = patch, patch * 2 ** (len(widths) - 1)
         self.embedding = NoiseEmbedding()
-        self.enter = nn.Conv2d(2 * patch**2, widths[0], 3, padding=1)
+        self.enter = nn.Conv2d(channels * patch**2, widths[0], 3, padding=1)
         self.encoder = nn.ModuleList(nn.ModuleList(Block(w) for _ in range(blocks)) for w in widths)
         self.decoder = nn.ModuleList(nn.ModuleList(Block(w) for _ in range(blocks)) for w in widths)
         pairs = list(pairwise(widths))

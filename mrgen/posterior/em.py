@@ -1,0 +1,58 @@
+"""EM with networks: the two steps of mrgen.prior.em for a protocol, with the posterior sampler of its recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mrgen.errors import MrgenError
+from mrgen.posterior.baselines import cg_sense
+from mrgen.posterior.reconstruct import START_ITERATIONS, conditional_samples, posterior_samples
+from mrgen.prior.distributed import local_device
+from mrgen.prior.em import Steps
+from mrgen.prior.files import Prior, load_prior
+from mrgen.prior.mstep import learn_from_samples
+from mrgen.scans.scan import Slice
+from mrgen.settings import Protocol, Recipe, load
+
+
+def network_steps(
+    protocol: Protocol, device: str, report: Callable[[str], None], diffem: bool = False
+) -> tuple[Steps[Prior], dict[str, Any]]:
+    """The steps that `[em]` of the protocol asks for, and the settings that they were made from, for `Run.origin`.
+
+    With `diffem` the networks of the rounds are conditional, on CG-SENSE, and a prior is learned in the end. Raises
+    MrgenError for a recipe that draws no samples. Under torchrun this process takes the GPU of its own.
+    """
+    if device != "cpu" and (own := local_device(device)) != device:
+        torch.cuda.set_device(own)
+    recipe = load(Recipe, protocol.em.recipe).model_copy(update={"samples": protocol.em.samples})
+    if recipe.method != "posterior":
+        raise MrgenError(f"recipe {protocol.em.recipe!r} draws no samples: name a posterior recipe in [em] recipe")
+    network = protocol.network.model_copy(update={"condition": diffem})
+    rounds = protocol.model_copy(update={"network": network})
+    plain = protocol.model_copy(update={"em": protocol.em.model_copy(update={"relaxation": 1.0})})
+    simple = partial(cg_sense, regularisation=0.01, iterations=START_ITERATIONS)
+    learn = partial(learn_from_samples, device=device, report=report)
+
+    def sample(slice_: Slice, prior: Prior, generator: torch.Generator) -> Tensor:
+        if prior.conditional:
+            return conditional_samples(slice_, prior, recipe, simple(slice_), generator)
+        return posterior_samples(slice_, prior, recipe, generator)
+
+    steps = Steps(
+        partial(load_prior, device=device, amp=device != "cpu"),
+        sample,
+        partial(learn, protocol=rounds),
+        condition=simple if diffem else None,
+        finish=partial(learn, protocol=plain) if diffem else None,
+    )
+    settings = {
+        "protocol": rounds.model_dump(mode="json", exclude={"description", "em"}),
+        "recipe": recipe.model_dump(mode="json", exclude={"description"}),
+    }
+    return steps, settings

@@ -1,0 +1,280 @@
+"""EM over a prior (Rozet et al., arXiv 2405.13712): learn from posterior samples of the scans, again and again.
+
+    E:  x ~ p(x | y) under the current prior, for every training slice
+    M:  the next prior is learned from those x, as if they were clean
+
+The data's likelihood never falls by an exact round. In a direction measured with noise of variance s^2, where images
+have variance C and the prior believes P, a round gives
+
+    P' = P + (P / (P + s^2))^2 (C - P)
+
+so a prior that believes in too much (P > C = 0: noise) falls to some s^2 at once and then only as s^2 / sqrt(2 rounds).
+A direction that is never measured keeps its P.
+
+What is drawn and learned lies in a work folder, each file complete or absent, so a run that is broken off goes on where
+it was, and processes that share the folder share the E-step:
+
+    run.json                            what all this was made from
+    log.json                            scores of the priors, the one that EM started from first
+    round-01/samples/<slice>.safetensors   image (n, y, x, 2) float16: the samples under the prior before
+    round-01/prior.safetensors          what was learned from them
+
+DiffEM (arXiv 2510.12691) learns a conditional denoiser D(x_t, u, sigma) in each round, where u is a simple
+reconstruction: of x measured again, y' = A x + z, when it learns, and of the scan's own y when it draws, which needs no
+guidance then. From the last samples an unconditional prior is learned. Files of samples hold u as `condition`.
+
+A share of the lines of a few slices is withheld throughout and tells when to stop; see mrgen.prior.heldout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from mrgen.errors import MrgenError
+from mrgen.prior.cache import alone
+from mrgen.prior.distributed import is_first, silent
+from mrgen.prior.files import read_safetensors, write_safetensors
+from mrgen.prior.heldout import Score, mean_score, outside_centre, score, withhold
+from mrgen.prior.objectives import complex_noise
+from mrgen.scans.scan import Slice
+from mrgen.settings import EM
+
+REPORT_SECONDS = 10.0
+LOOK_SECONDS = 0.2  # between looks for the prior that another process is to write
+
+P = TypeVar("P")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training slice, read when it is needed. Its name is that of its file of samples."""
+
+    name: str
+    mask: Tensor  # (kx,)
+    read: Callable[[], Slice]
+
+
+@dataclass(frozen=True)
+class Steps(Generic[P]):
+    """What a prior is, and how one is drawn from and learned."""
+
+    load: Callable[[Path], P]
+    sample: Callable[[Slice, P, torch.Generator], Tensor]  # posterior samples (n, y, x) of a slice
+    maximise: Callable[[list[Path], Path, Path], None]  # files of samples, the prior before, the one to write
+    # DiffEM: a simple reconstruction (y, x) of a slice, and how to learn a prior from the last samples, as `maximise`
+    condition: Callable[[Slice], Tensor] | None = None
+    finish: Callable[[list[Path], Path, Path], None] | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run of EM depends on besides its steps."""
+
+    cases: Sequence[Case]
+    start: Path  # the prior to begin with
+    work: Path
+    settings: EM
+    origin: dict[str, Any]  # what the cases and the steps were made from: a work folder serves one origin
+    seed: int = 0
+    device: str = "cpu"  # where slices are sampled
+    together: bool = False  # all processes of this run take part in `maximise` at once, instead of one
+
+    def folder(self, number: int) -> Path:
+        return self.work / f"round-{number:02d}"
+
+    def prior(self, number: int) -> Path:
+        """The prior that round `number` learned; for 0, the one to begin with."""
+        return self.folder(number) / "prior.safetensors" if number else self.start
+
+    def samples(self, number: int, case: Case) -> Path:
+        return self.folder(number) / "samples" / f"{case.name}.safetensors"
+
+    def generator(self, device: str, *purpose: object) -> torch.Generator:
+        digest = hashlib.sha256(json.dumps([self.seed, *map(str, purpose)]).encode()).digest()
+        return torch.Generator(device).manual_seed(int.from_bytes(digest[:7]))
+
+
+def expectation_maximisation(
+    run: Run, steps: Steps[P], rounds: int, out: Path, report: Callable[[str], None] = print
+) -> list[dict[str, Any]]:
+    """Up to `rounds` rounds; writes the prior with the best held-out likelihood to `out` and returns the log.
+
+    It ends early after a prior whose likelihood is below that of the one before by more than the standard error of the
+    difference. Raises MrgenError where no slice has a line to withhold, and for a work folder of another run.
+    """
+    if run.together and not is_first():
+        report = silent
+    _claim(run)
+    held = held_out(run)
+    withheld = {case.name for case in held}
+    log: list[dict[str, Any]] = []
+    before: list[Score] = []
+    for number in range(rounds + 1):
+        _expect(run, steps, held, number + 1, withheld, report)
+        scores = [Score(**read_safetensors(run.samples(number + 1, case))[1]["score"]) for case in held]
+        log.append(_row(number, before, scores))
+        _write_whole(run.work / "log.json", _json(log))
+        report(_words(log[-1]))
+        if before and log[-1]["gain"] < -log[-1]["gain_error"]:
+            report(f"the prior of round {number} predicts what was held out worse than the one before: no more rounds")
+            break
+        before = scores
+        if number < rounds:
+            _expect(run, steps, run.cases, number + 1, withheld, report)
+            files = [run.samples(number + 1, case) for case in run.cases]
+            _maximise(run, steps.maximise, files, run.prior(number), run.prior(number + 1), report)
+    best = max(log, key=lambda row: float(row["log_likelihood"]))["round"]
+    report(f"the best prior is that of round {best}" if best else "no round has bettered the prior to begin with")
+    found = run.prior(best)
+    if best and steps.finish:
+        _expect(run, steps, run.cases, best + 1, withheld, report)
+        files, found = [run.samples(best + 1, case) for case in run.cases], run.work / "final" / "prior.safetensors"
+        _maximise(run, steps.finish, files, run.start, found, report)
+    _write_whole(out, found.read_bytes())
+    return log
+
+
+def read_samples(file: Path, name: str = "image") -> Tensor:
+    """The samples (n, y, x) complex64 of a file in a round's folder, or their conditions. Raises MrgenError."""
+    return torch.view_as_complex(read_safetensors(file)[0][name].float())
+
+
+def _claim(run: Run) -> None:
+    """Note in the work folder what the run is made from, or compare. Raises MrgenError where that differs."""
+    origin = {
+        **run.origin,
+        "start": hashlib.sha256(run.start.read_bytes()).hexdigest(),
+        "slices": hashlib.sha256("\n".join(case.name for case in run.cases).encode()).hexdigest(),
+        "settings": run.settings.model_dump(mode="json"),
+        "seed": run.seed,
+    }
+    file = run.work / "run.json"
+    with alone(file, -1):
+        if not file.exists():
+            _write_whole(file, _json(origin))
+    found = json.loads(file.read_text())
+    differs = [key for key in origin | found if found.get(key) != origin.get(key)]
+    if differs:
+        raise MrgenError(f"{run.work} is the folder of another run (other {', '.join(differs)}): name a new one")
+
+
+def held_out(run: Run) -> list[Case]:
+    """The slices that lines are withheld of: the same in every round."""
+    able = [case for case in run.cases if len(outside_centre(case.mask))]
+    if len(able) < 2:
+        raise MrgenError("EM measures a prior by lines that it withholds, but the scans have none outside their centre")
+    order = torch.randperm(len(able), generator=run.generator("cpu", "held out")).tolist()
+    return [able[i] for i in sorted(order[: run.settings.held_out_slices])]
+
+
+def _expect(
+    run: Run, steps: Steps[P], cases: Sequence[Case], number: int, withheld: set[str], report: Callable[[str], None]
+) -> None:
+    """The E-step for `cases` under the prior before round `number`, shared with other processes."""
+    missing = [case for case in cases if not run.samples(number, case).exists()]
+    if missing:
+        prior = steps.load(run.prior(number - 1))
+        begun = spoken = time.monotonic()
+        for patience in (0, -1):  # those that nobody is at; then, without end of patience, those of the others
+            for count, case in enumerate(missing, 1):
+                file = run.samples(number, case)
+                if file.exists():
+                    continue
+                with alone(file, patience) as nobody_else:
+                    if nobody_else and not file.exists():
+                        write_safetensors(file, *_samples(run, steps, prior, case, number, case.name in withheld))
+                now = time.monotonic()
+                if now - spoken > REPORT_SECONDS:
+                    left = (len(missing) - count) * (now - begun) / count / 60
+                    report(f"round {number}: sampled {count} of {len(missing)} slices, about {left:.1f} min left")
+                    spoken = now
+
+
+def _samples(
+    run: Run, steps: Steps[P], prior: P, case: Case, number: int, held: bool
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What is stored of a case: its samples, and their score where lines are withheld of it."""
+    given, metadata = case.read().to(run.device), {}
+    generator, wanted = run.generator(run.device, number, case.name), 1
+    if held:
+        whole, wanted = given, run.settings.held_out_samples
+        given, withheld = withhold(whole, run.settings.held_out, run.generator("cpu", "lines", case.name))
+        generator = run.generator(run.device, "held out", case.name)  # the same noise each round: scores differ less
+    try:
+        samples = steps.sample(given, prior, generator)
+        while len(samples) < wanted:
+            samples = torch.cat([samples, steps.sample(given, prior, generator)])
+    except MrgenError as error:
+        raise MrgenError(f"{case.name}: {error}") from error
+    if held:
+        metadata["score"] = asdict(score(whole, withheld, samples))
+    images = {"image": samples}
+    if steps.condition:
+        images["condition"] = torch.stack([steps.condition(measured_again(given, x, generator)) for x in samples])
+    return {name: torch.view_as_real(x).half() for name, x in images.items()}, metadata
+
+
+def measured_again(slice_: Slice, image: Tensor, generator: torch.Generator) -> Slice:
+    """The slice as it would be if it were of `image` (y, x): y' = A x + z, with new noise."""
+    y = slice_.operator().forward(image)
+    return replace(slice_, kspace=y + slice_.sigma0 * slice_.mask * complex_noise(y, generator))
+
+
+def _maximise(
+    run: Run,
+    learn: Callable[[list[Path], Path, Path], None],
+    files: list[Path],
+    before: Path,
+    target: Path,
+    report: Callable[[str], None],
+) -> None:
+    """The M-step, by one of the processes or by all together."""
+    if run.together:
+        if not target.exists():
+            learn(files, before, target)
+        while not target.exists():
+            time.sleep(LOOK_SECONDS)
+        return
+    with alone(target, -1):
+        if not target.exists():
+            report(f"{target.parent.name}: learning from the samples of {len(files)} slices")
+            learn(files, before, target)
+
+
+def _row(number: int, before: list[Score], scores: list[Score]) -> dict[str, Any]:
+    """The log of a prior; `gain` is that of its log-likelihood over the prior before, with its standard error."""
+    row: dict[str, Any] = {"round": number, **asdict(mean_score(scores))}
+    if before:
+        gains = torch.tensor([b.log_likelihood - a.log_likelihood for a, b in zip(before, scores, strict=True)])
+        row |= {"gain": float(gains.mean()), "gain_error": float(gains.std() / len(gains) ** 0.5)}
+    return row
+
+
+def _words(row: dict[str, Any]) -> str:
+    gain = f" ({row['gain']:+.4f} +- {row['gain_error']:.4f})" if "gain" in row else ""
+    return (
+        f"prior of round {row['round']}: held-out log-likelihood {row['log_likelihood']:.4f}{gain}, NRMSE "
+        f"{row['nrmse']:.4f}; data fit {row['data_fit']:.3f}, noise kept {row['noise_kept']:.3f}"
+    )
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write so that no process ever sees a part, also where several write the same at once."""
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)

@@ -1,0 +1,141 @@
+"""The M-step of EM with a network: supervised learning from posterior samples, warm-started.
+
+With eta > 1 it is over-relaxed. For x_t = x + sigma_t n, x a posterior sample, the target is
+
+    x + (eta - 1) (x - D_old(x_t)),   whose mean given x_t is   D_old + eta (E[x | x_t] - D_old),
+
+eta times the step of plain EM. In the linear case EM's step shrinks the error of D_old by a factor between 0 and 1, so
+eta < 2 converges; what shrinks slowest gets there in 1 / eta of the rounds. The target's variance grows with eta^2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from mrgen.prior.data import TrainingSet
+from mrgen.prior.denoiser import Denoise
+from mrgen.prior.distributed import is_first
+from mrgen.prior.em import read_samples
+from mrgen.prior.files import FORMAT, load_prior, read_safetensors, save_prior
+from mrgen.prior.objectives import CleanBatch, Objective, complex_noise
+from mrgen.prior.train import train
+from mrgen.settings import Network, Protocol, Training
+
+
+def from_samples(old: Denoise | None, eta: float, condition: bool = False) -> Objective:
+    """The supervised risk per pixel (batch,), with the over-relaxed target where the frozen denoiser `old` is given.
+
+    With `condition` items are (2, y, x): an image and what is shown to the denoiser, and to `old`, beside its x_t.
+    """
+
+    def objective(
+        denoise: Denoise, batch: CleanBatch, sigma_t: Tensor, generator: torch.Generator, training: Training
+    ) -> Tensor:
+        x = batch.image[:, 0] if condition else batch.image
+        seen = x + sigma_t.reshape(-1, 1, 1) * complex_noise(x, generator)
+        if condition:
+            seen = torch.stack([seen, batch.image[:, 1]], dim=1)
+        target = x
+        if old is not None:
+            with torch.no_grad():
+                target = x + (eta - 1) * (x - old(seen, sigma_t))
+        return (denoise(seen, sigma_t) - target).abs().square().mean((1, 2))
+
+    return objective  # type: ignore[return-value]
+
+
+class SampleFiles(Sequence[Tensor]):
+    """The first `samples` samples (y, x) of every file of a round, read when they are asked for.
+
+    With `condition` they are (2, y, x): each with its condition.
+    """
+
+    def __init__(self, files: list[Path], samples: int, condition: bool) -> None:
+        self.files, self.samples, self.condition = files, samples, condition
+
+    def __len__(self) -> int:
+        return len(self.files) * self.samples
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Tensor]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        file, sample = divmod(index, self.samples)
+        names = ("image", "condition") if self.condition else ("image",)
+        images = [read_samples(self.files[file], name)[sample] for name in names]
+        return torch.stack(images) if self.condition else images[0]
+
+
+def learn_from_samples(
+    files: list[Path],
+    before: Path,
+    target: Path,
+    protocol: Protocol,
+    *,
+    device: str,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Train a network on the samples in `files` and write it to `target`, with its loss curve beside it.
+
+    It goes on from the prior `before` where that is the protocol's network; else it is trained from scratch for all of
+    the protocol's `training.steps`. A training that was broken off is resumed. Under torchrun the first process writes
+    and reports.
+    """
+    em, first = protocol.em, is_first()
+    old, (weights, metadata) = load_prior(before, device, amp=device != "cpu"), read_safetensors(before)
+    same = metadata["format"] == FORMAT and Network(**metadata["network"]) == protocol.network
+    same = same and metadata["sigma_data"] == protocol.training.sigma_data
+    start = {name: weight.float() for name, weight in weights.items()} if same else None
+    changes: dict[str, Any] = {"objective": "supervised", "steps": em.updates if same else protocol.training.steps}
+    if first:
+        report(f"the network {'goes on from the prior before' if same else 'begins from scratch'}")
+    condition = protocol.network.condition
+    samples = SampleFiles(files, em.samples, condition)
+    relaxing = em.relaxation > 1 and old.conditional == condition
+    shapes = [shape for file in files for shape in [_shape(file)] * em.samples]
+    trained = train(
+        TrainingSet(samples, shapes, f"{before.parent.name}-{old.sha256[:16]}-{len(samples)}"),
+        protocol.model_copy(update={"training": protocol.training.model_copy(update=changes)}),
+        target.with_name("training.safetensors"),
+        device=device,
+        start=start,
+        objective=from_samples(old if relaxing else None, em.relaxation, condition),
+        report=report,
+    )
+    if not first:
+        return
+    learned, story = read_safetensors(trained)
+    stage = {
+        "objective": "supervised on posterior samples of the training scans (M-step of EM)",
+        "updates": story["steps_done"],
+        "batch": protocol.training.batch,
+    }
+    save_prior(target, learned, {**story, "objective": "em", "stages": [*stages_of(metadata), stage]})
+    trained.unlink()
+    trained.with_suffix(".checkpoint.safetensors").unlink()
+
+
+def _shape(file: Path) -> tuple[int, int]:
+    n_y, n_x = read_samples(file).shape[-2:]
+    return n_y, n_x
+
+
+def stages_of(metadata: dict[str, Any]) -> list[dict[str, Any]]:
+    """How a prior came about, one entry a training, each of which used the prior before."""
+    if metadata["format"] != FORMAT:
+        return [{"objective": "a Gaussian fitted to the data"}]
+    own = {
+        "objective": metadata["objective"],
+        "updates": metadata["steps_done"],
+        "batch": metadata["protocol"]["training"]["batch"],
+    }
+    stages: list[dict[str, Any]] = metadata.get("stages", [own])
+    return stages

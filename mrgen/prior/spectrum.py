@@ -1,0 +1,69 @@
+"""The power of images in k-space, from undersampled noisy data: E[sum_c |y_c|^2] - coils sigma0^2, over rings of |k|.
+
+Rings are elliptical where the matrix is not square, as |k| is relative to the Nyquist frequency of each axis, and finer
+near the centre: ring b of `BINS` lies about |k| = (b / (BINS - 1))^2, and the last one takes the corners too. So a
+profile over rings means the same on every matrix.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mrgen.physics.fourier import grid
+from mrgen.scans.scan import Slice
+
+BINS = 24
+
+
+def ring_position(shape: tuple[int, int]) -> Tensor:
+    """Where each point of k-space (ky, kx) lies between the rings, 0 to BINS - 1."""
+    y, x = grid(shape)
+    return (y.square() + x.square()).sqrt().clamp_max(1).sqrt().mul(BINS - 1)
+
+
+def spread_rings(profile: Tensor, rings: Tensor, position: Tensor) -> Tensor:
+    """`profile`, positive, of the rising `rings`, both (ring,), at `position` (ky, kx): linear in its logarithm."""
+    logarithm = profile.log()
+    left = (torch.searchsorted(rings, position.floor().long().flatten(), right=True) - 1).clamp(0, len(rings) - 2)
+    start, stop = rings[left], rings[left + 1]
+    t = ((position.flatten() - start) / (stop - start)).clamp(0, 1)
+    return torch.lerp(logarithm[left], logarithm[left + 1], t).exp().reshape(position.shape)
+
+
+class Rings:
+    """Averages of what is known at the sampled points of k-space over rings of equal |k|, spread to all points."""
+
+    def __init__(self, mask: Tensor, shape: tuple[int, int], weights: Tensor | None = None) -> None:
+        """`mask` and `weights`, which points have in an average (without them, all count 1), broadcast to `shape`."""
+        self.position = ring_position(shape).to(mask.device)
+        self.sampled = mask.expand(shape) > 0
+        self.ring = self.position.round().long()[self.sampled]
+        weights = torch.ones_like(mask, dtype=self.position.dtype) if weights is None else weights
+        self.weights = weights.expand(shape)[self.sampled]
+        self.count = self.total(torch.ones(shape, device=mask.device))
+        self.known = (self.count > 0).nonzero().flatten()
+
+    def total(self, values: Tensor) -> Tensor:
+        """Weighted sums of values (ky, kx) over the sampled points of each ring, (BINS,)."""
+        terms = self.weights * values[self.sampled].to(self.weights)
+        return torch.zeros(BINS, device=terms.device, dtype=terms.dtype).index_add(0, self.ring, terms)
+
+    def average(self, values: Tensor, least: float) -> Tensor:
+        """Ring means of values (ky, kx), not below `least`, interpolated linearly in their logarithm, (ky, kx)."""
+        means = self.total(values)[self.known] / self.count[self.known]
+        return spread_rings(means.clamp_min(least), self.known, self.position)
+
+
+def excess_power(kspace: Tensor, sigma0: float) -> Tensor:
+    """sum_c |k_c|^2 less its noise, coils sigma0^2, (..., ky, kx), of k-space (..., coil, ky, kx)."""
+    return kspace.abs().square().sum(-3) - kspace.shape[-3] * sigma0**2
+
+
+def power_spectrum(slice_: Slice) -> Tensor:
+    """Radial power spectrum P (ky, kx) of the image in k-space, from the sampled points of this slice alone.
+
+    No lower than sigma0^2 / 100.
+    """
+    rings = Rings(slice_.mask, (slice_.kspace.shape[-2], slice_.kspace.shape[-1]))
+    return rings.average(excess_power(slice_.kspace, slice_.sigma0), slice_.sigma0**2 / 100)
