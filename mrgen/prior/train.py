@@ -79,9 +79,9 @@ def average_exponent(width: float) -> float:
 
     The power-function average of EDM2 (Karras et al., arXiv 2312.02696, section 3): it grows with the training, so that
     one width serves short and long ones, and the first weights fade out. Update t keeps (1 - 1 / t)^(gamma + 1) of the
-    average. With the learning rate falling to zero the width matters little, so it is chosen beforehand: on held-out toy
-    images, after 600 supervised updates, widths of 0.02 to 0.05 change the loss by below 0.4 %; at a constant rate they
-    lower it by 7 %.
+    average. With the learning rate falling to zero the width matters little, so it is chosen beforehand: on held-out
+    toy images, after 600 supervised updates, widths of 0.02 to 0.05 change the loss by below 0.4 %; at a constant rate
+    they lower it by 7 %.
     """
     t = width**-2
     return float(np.roots([1, 7, 16 - t, 12 - t]).real.max())
