@@ -10,6 +10,7 @@ import cmath
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -143,12 +144,12 @@ def train(
     if training.compile and device != "cpu":
         compile_network(denoiser)
     model, recent = processes.parallel(denoiser), Recent([], [])
-    shares = data.shares(
+    mine = data.shares(
         step, training.batch, training.seed, device, processes.rank, processes.count, training.accumulate
     )
     first, spoken, saved = step, time.monotonic(), time.monotonic()
     (late,), stop = processes.any(spoken - begun >= seconds), False
-    with stop_signals() as signals:
+    with stop_signals() as signals, closing(mine) as shares:
         while step < steps and not (late or stop):
             optimiser.zero_grad(set_to_none=True)
             for part in range(training.accumulate):
