@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from itertools import islice
@@ -157,7 +157,7 @@ class TrainingSet:
 
     def shares(
         self, step: int, batch: int, seed: int, device: str = "cpu", rank: int = 0, processes: int = 1, parts: int = 1
-    ) -> Iterator[Share]:
+    ) -> Generator[Share]:
         """What process `rank` of `processes` computes from `step` on, without end: each batch in `parts` shares.
 
         A share takes every (processes * parts)-th item, so that all have like mixtures of the noise levels, which rise

@@ -1,6 +1,6 @@
 """Training by several processes under torchrun, on one machine or many: what they have to agree on.
 
-Each process computes its share of a batch (`TrainingSet.batches`); DistributedDataParallel averages their gradients, so
+Each process computes its share of a batch (`TrainingSet.shares`); DistributedDataParallel averages their gradients, so
 that all make the same update of the same weights. Only the first process writes and speaks.
 """
 

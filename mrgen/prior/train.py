@@ -10,6 +10,7 @@ import cmath
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,9 @@ def average_exponent(width: float) -> float:
 
     The power-function average of EDM2 (Karras et al., arXiv 2312.02696, section 3): it grows with the training, so that
     one width serves short and long ones, and the first weights fade out. Update t keeps (1 - 1 / t)^(gamma + 1) of the
-    average. With the learning rate falling to zero its width matters little, so there is one, chosen beforehand.
+    average. With the learning rate falling to zero the width matters little, so it is chosen beforehand: on held-out
+    toy images, after 600 supervised updates, widths of 0.02 to 0.05 change the loss by below 0.4 %; at a constant rate
+    they lower it by 7 %.
     """
     t = width**-2
     return float(np.roots([1, 7, 16 - t, 12 - t]).real.max())
@@ -142,12 +145,12 @@ def train(
     if training.compile and device != "cpu":
         compile_network(denoiser)
     model, recent = processes.parallel(denoiser), Recent([], [])
-    shares = data.shares(
+    mine = data.shares(
         step, training.batch, training.seed, device, processes.rank, processes.count, training.accumulate
     )
     first, spoken, saved = step, time.monotonic(), time.monotonic()
     (late,), stop = processes.any(spoken - begun >= seconds), False
-    with stop_signals() as signals:
+    with stop_signals() as signals, closing(mine) as shares:
         while step < steps and not (late or stop):
             optimiser.zero_grad(set_to_none=True)
             for part in range(training.accumulate):

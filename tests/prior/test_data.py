@@ -188,7 +188,7 @@ def test_the_next_batches_are_loaded_while_one_is_used_and_no_more() -> None:
         time.sleep(0.01)  # no other batch is asked for
     time.sleep(0.05)
     assert items.asked == sum(sizes[: 1 + AHEAD])
-    shares.close()  # type: ignore[attr-defined]
+    shares.close()
     assert set(loaders()) <= set(before)  # of other tests, whose training was interrupted
 
 
