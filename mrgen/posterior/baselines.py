@@ -5,18 +5,28 @@ For y = A x + z, A = M F S:
     zero-filled   A^H y
     CG-SENSE      argmin_x ||A x - y||^2 + lambda ||x||^2          (Pruessmann et al. 2001, doi 10.1002/mrm.1241)
     L1-wavelet    argmin_x 1/2 ||A x - y||^2 + lambda ||W x||_1    (Lustig et al. 2007, doi 10.1002/mrm.21391)
+    TV            argmin_x 1/2 ||A x - y||^2 + lambda ||G x||_1    (Block et al. 2007, doi 10.1002/mrm.21236)
 
-All return the complex image (y, x) in scaled units. k-space is scaled so that intensities are near [0, 1], and
-lambda is in those units: the same value means the same for every scan.
+with W an orthogonal wavelet transform and G the differences of neighbours along y and along x. The modulus is taken of
+each complex coefficient and of each difference, so TV is the anisotropic one. mrgen.posterior.regularisation chooses
+lambda, mrgen.posterior.splitting has the methods with a learned denoiser.
+
+All return the complex image (y, x) in scaled units, which is 0 where no coil has a map: A sees nothing there, and
+what a penalty would continue into that region is not measured.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mrgen.physics.cg import conjugate_gradient
 from mrgen.scans.scan import Slice
+
+if TYPE_CHECKING:
+    from sigpy.app import LinearLeastSquares
 
 
 def zero_filled(slice_: Slice) -> Tensor:
@@ -38,15 +48,23 @@ def l1_wavelet(slice_: Slice, regularisation: float, iterations: int) -> Tensor:
     """Sparsity in orthogonal wavelets (db4), (y, x), by sigpy's FISTA on the CPU."""
     from sigpy.mri.app import L1WaveletRecon  # here, as it takes seconds to import
 
+    # ||A|| <= 1, as the maps have unit norm: no power iteration from a random start
+    return _by_sigpy(L1WaveletRecon, slice_, regularisation, iterations, alpha=1.0)
+
+
+def total_variation(slice_: Slice, regularisation: float, iterations: int) -> Tensor:
+    """Sparse differences, (y, x), by sigpy's primal-dual hybrid gradients on the CPU."""
+    from sigpy.mri.app import TotalVariationRecon
+
+    # tau sigma (||A||^2 + ||G||^2) <= 1 with ||A||^2 <= 1 and ||G||^2 <= 8
+    return _by_sigpy(TotalVariationRecon, slice_, regularisation, iterations, tau=1 / 9, sigma=1.0)
+
+
+def _by_sigpy(
+    app: type[LinearLeastSquares], slice_: Slice, regularisation: float, iterations: int, **steps: float
+) -> Tensor:
     kspace = slice_.kspace.numpy(force=True)
     weights = slice_.mask.expand(kspace.shape[-2:]).numpy(force=True)  # else sigpy takes exact zeros for unsampled
-    app = L1WaveletRecon(
-        kspace,
-        slice_.maps.numpy(force=True),
-        regularisation,
-        weights=weights,
-        alpha=1.0,  # ||A|| <= 1, as the maps have unit norm: no power iteration from a random start
-        max_iter=iterations,
-        show_pbar=False,
-    )
-    return torch.as_tensor(app.run()).to(slice_.kspace)
+    maps = slice_.maps.numpy(force=True)
+    solver = app(kspace, maps, regularisation, weights=weights, max_iter=iterations, show_pbar=False, **steps)
+    return torch.as_tensor(solver.run()).to(slice_.kspace) * slice_.support

@@ -34,6 +34,11 @@ class Slice:
         """A = M F S of this slice."""
         return sense(self.maps, self.mask)
 
+    @property
+    def support(self) -> Tensor:
+        """(y, x), True where any coil has a map, and so where the scan says anything about the image."""
+        return (self.maps != 0).any(0)
+
     def to(self, device: torch.device | str) -> Slice:
         """This slice with its tensors on `device`."""
         return replace(
