@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
@@ -136,16 +136,29 @@ class Recipe(Settings):
     """How a scan is reconstructed."""
 
     description: str
-    method: Literal["posterior", "zero-filled", "sense", "l1-wavelet"] = "posterior"
+    method: Literal["posterior", "gaussian", "zero-filled", "sense", "l1-wavelet", "tv", "pnp", "red"] = "posterior"
     covariance: Literal["residual", "spectral", "isotropic"] = Field("residual", description="of x given x_t")
     sampler: Literal["ddim", "multistep", "heun", "ancestral", "decoupled"] = "decoupled"
     steps: int = Field(20, ge=2, description="noise levels")
     samples: int = Field(8, ge=2, description="posterior samples per slice")
-    sigma_max: float = Field(5.0, gt=0, description="noise level where sampling starts, scaled image units")
+    sigma_max: float = Field(5.0, gt=0, description="noise level where posterior and pnp start, scaled image units")
+    sigma_min: float = Field(0.05, gt=0, description="noise level where pnp ends and red stays, scaled image units")
     cg_iterations: int = Field(30, ge=1)
     ensemble: int = Field(0, ge=0, description="masks that the denoiser is averaged over, 0: it sees all of k-space")
-    regularisation: float = Field(0.01, gt=0, description="lambda of sense and l1-wavelet, scaled image units")
-    iterations: int = Field(60, ge=1, description="iterations of sense and l1-wavelet")
+    regularisation: Annotated[float, Field(gt=0)] | Literal["held-out", "discrepancy"] = Field(
+        0.01, description="lambda of sense, l1-wavelet, tv, pnp and red, or the rule that chooses it for each slice"
+    )
+    iterations: int = Field(60, ge=1, description="iterations of sense, l1-wavelet and tv; at most, of pnp and red")
+
+    @property
+    def draws(self) -> bool:
+        """Whether it gives samples, and so a standard deviation."""
+        return self.method in ("posterior", "gaussian")
+
+    @property
+    def learned(self) -> bool:
+        """Whether it needs a prior."""
+        return self.method in ("posterior", "pnp", "red")
 
 
 Kind = TypeVar("Kind", Protocol, Recipe)

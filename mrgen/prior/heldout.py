@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from mrgen.physics.fourier import grid
+from mrgen.physics.masks import acs_region
 from mrgen.physics.operators import sense
 from mrgen.prior.spectrum import excess_power
 from mrgen.scans.scan import Slice
@@ -32,7 +33,14 @@ HIGH = 0.5  # |k| beyond which it is called high, relative to the Nyquist freque
 
 
 def outside_centre(mask: Tensor) -> Tensor:
-    """Indices of the sampled lines of `mask` (kx,) that are not connected with the central one."""
+    """Indices of the sampled lines of `mask` (kx,) that are not connected with the central one.
+
+    Of a mask (ky, kx), indices into the flattened one of the points that do not lie in its fully sampled centre.
+    """
+    if mask.ndim == 2:
+        outside = mask.clone()
+        outside[acs_region(mask)] = 0
+        return outside.flatten().nonzero().flatten()
     centre, gaps = len(mask) // 2, (mask == 0).nonzero().flatten()
     first = max(gaps[gaps <= centre].tolist(), default=-1)
     last = min(gaps[gaps >= centre].tolist(), default=len(mask))
@@ -43,6 +51,7 @@ def outside_centre(mask: Tensor) -> Tensor:
 def withhold(slice_: Slice, share: float, generator: torch.Generator) -> tuple[Slice, Tensor]:
     """The slice without a `share` of its lines outside the centre, at least one, and the mask (kx,) of those lines.
 
+    Points take the place of lines where the mask is (ky, kx).
     `generator` lives on the CPU. Raises ValueError where no line lies outside the centre.
     """
     candidates = outside_centre(slice_.mask.cpu())
@@ -50,7 +59,7 @@ def withhold(slice_: Slice, share: float, generator: torch.Generator) -> tuple[S
         raise ValueError("expected a slice with sampled lines outside the centre of k-space")
     count = max(1, round(share * len(candidates)))
     withheld = torch.zeros_like(slice_.mask)
-    withheld[candidates[torch.randperm(len(candidates), generator=generator)[:count]].to(withheld.device)] = 1
+    withheld.view(-1)[candidates[torch.randperm(len(candidates), generator=generator)[:count]].to(withheld.device)] = 1
     mask = slice_.mask - withheld
     return replace(slice_, kspace=slice_.kspace * mask, mask=mask), withheld
 
