@@ -69,8 +69,10 @@ def choose_mask(
 
 def _load_recipe(name: str, samples: int | None, prior: Path | None) -> Recipe:
     recipe = load(Recipe, name)
-    if recipe.method != "posterior" and (samples is not None or prior is not None):
-        raise MrgenError(f"recipe {name!r} draws no samples from a prior: leave out --samples and --prior")
+    if samples is not None and not recipe.draws:
+        raise MrgenError(f"recipe {name!r} draws no samples: leave out --samples")
+    if prior is not None and not recipe.learned:
+        raise MrgenError(f"recipe {name!r} uses no prior: leave out --prior")
     return recipe if samples is None else recipe.model_copy(update={"samples": samples})
 
 
@@ -115,13 +117,14 @@ def recon(
     undersample = choose_mask(scan, acceleration, seed, mask, center_fraction)
     calibration = None if calibration_file is None else open_scan(calibration_file)
     chosen = parse_slices(slices, scan.slices)
-    prior = load_prior(prior_file or bundled_prior(), target) if recipe.method == "posterior" else None
+    prior = load_prior(prior_file or bundled_prior(), target) if recipe.learned else None
     prepare_output_dir(out)
     run = Run(scan, chosen, undersample, Path(recipe_name).stem, recipe, prior, seed, target, calibration, coils)
 
     _, measured, n_y, n_x = scan.shape
     array = f"{measured} coil" + "s" * (measured > 1)
-    detail = f": {run.samples} samples, prior {prior.sha256[:12]}" if prior else ""
+    details = [f"{run.samples} samples"] * recipe.draws + ([f"prior {prior.sha256[:12]}"] if prior else [])
+    detail = ": " * bool(details) + ", ".join(details)
     typer.echo(f"scan    {scan_file.name}: {len(chosen)} of {scan.slices} slices, {array}, {n_y} x {n_x}")
     typer.echo(f"recipe  {run.recipe_name}{detail}, seed {seed}, on {target}")
     with progress_on_stderr() as progress:

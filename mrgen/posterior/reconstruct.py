@@ -6,15 +6,18 @@ Statistics are those of magnitude images: magnitude first, then mean and std ove
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mrgen.errors import MrgenError
-from mrgen.posterior.baselines import cg_sense, l1_wavelet, zero_filled
+from mrgen.posterior.baselines import cg_sense, l1_wavelet, total_variation, zero_filled
 from mrgen.posterior.guidance import Proximal
+from mrgen.posterior.regularisation import Choice, choose
 from mrgen.posterior.samplers import SAMPLERS, noise_levels
+from mrgen.posterior.splitting import Iterated, gaussian_posterior, split
 from mrgen.prior.denoiser import Denoise
 from mrgen.prior.ensemble import MaskEnsemble, training_sampling
 from mrgen.prior.files import Prior
@@ -25,6 +28,13 @@ from mrgen.settings import Recipe, load
 
 CPU_CHUNK, GPU_CHUNK = 1, 32  # images per network call; on a CPU a batch is no faster than its items
 START_ITERATIONS = 10  # of the CG-SENSE image from which sampling starts
+WAVELET_LAMBDA = 0.0025  # of the L1-wavelet image beside a posterior, where a search would cost more than the samples
+CLASSICAL: dict[str, Callable[[Slice, float, int], Tensor]] = {
+    "sense": cg_sense,
+    "l1-wavelet": l1_wavelet,
+    "tv": total_variation,
+}
+START = {"sense": 0.01, "l1-wavelet": 0.0025, "tv": 0.0025, "pnp": 0.25, "red": 0.25}  # where a search for lambda starts
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,7 @@ class Reconstruction:
     samples: Tensor | None  # (n, y, x)
     zero_filled: Tensor
     baselines: dict[str, Tensor]  # by recipe name
+    facts: dict[str, Any] = field(default_factory=dict)  # of `regularised`
 
 
 def posterior_samples(
@@ -123,20 +134,68 @@ def reconstruct(
     generator: torch.Generator,
     progress: Callable[[int, int], None] | None = None,
 ) -> Reconstruction:
-    """Reconstruct one slice by `recipe`; a posterior recipe needs a prior and adds the L1-wavelet image.
+    """Reconstruct one slice by `recipe`; a posterior recipe adds the L1-wavelet image to compare with.
 
-    `generator` lives on the slice's device. Raises MrgenError as `posterior_samples` does.
+    `generator` lives on the slice's device. Raises MrgenError as `posterior_samples` does, for a learned recipe without
+    a prior, and for an iteration that diverges.
     """
     zero = zero_filled(slice_).abs()
     if recipe.method == "zero-filled":
         return Reconstruction(zero, None, None, zero, {})
-    if recipe.method == "sense":
-        return Reconstruction(cg_sense(slice_, recipe.regularisation, recipe.iterations).abs(), None, None, zero, {})
-    if recipe.method == "l1-wavelet":
-        return Reconstruction(l1_wavelet(slice_, recipe.regularisation, recipe.iterations).abs(), None, None, zero, {})
-    if prior is None:
-        raise MrgenError("a posterior recipe needs a prior; give one with --prior")
-    magnitudes = posterior_samples(slice_, prior, recipe, generator, progress).abs()
-    wavelet = load(Recipe, "l1-wavelet")
-    baselines = {"l1-wavelet": l1_wavelet(slice_, wavelet.regularisation, wavelet.iterations).abs()}
-    return Reconstruction(magnitudes.mean(0), magnitudes.std(0), magnitudes, zero, baselines)
+    if recipe.learned and prior is None:
+        raise MrgenError(f"a {recipe.method} recipe needs a prior; give one with --prior")
+    if recipe.method == "posterior":
+        assert prior is not None
+        magnitudes = posterior_samples(slice_, prior, recipe, generator, progress).abs()
+        wavelet = load(Recipe, "l1-wavelet")
+        fixed = wavelet.model_copy(update={"regularisation": WAVELET_LAMBDA})
+        baselines = {"l1-wavelet": regularised(slice_, None, fixed)[0].abs()}
+        return Reconstruction(magnitudes.mean(0), magnitudes.std(0), magnitudes, zero, baselines)
+    if recipe.method == "gaussian":
+        magnitudes = gaussian_posterior(slice_, recipe.samples, recipe.cg_iterations, generator).abs()
+        return Reconstruction(magnitudes.mean(0), magnitudes.std(0), magnitudes, zero, {})
+    image, facts = regularised(slice_, prior, recipe, progress)
+    return Reconstruction(image.abs(), None, None, zero, {}, facts)
+
+
+def regularised(
+    slice_: Slice, prior: Prior | None, recipe: Recipe, progress: Callable[[int, int], None] | None = None
+) -> tuple[Tensor, dict[str, Any]]:
+    """The image (y, x), complex, of a recipe with a lambda, and in JSON's types how it came about.
+
+    The facts are `regularisation`, by what it was `chosen_by`, and of pnp and red the relative `changes` of each
+    iteration and whether it `converged`.
+    """
+    solve = _solver(prior, recipe, progress)
+    if isinstance(recipe.regularisation, float):
+        choice = Choice(recipe.regularisation, "the recipe")
+    else:
+        choice = choose(recipe.regularisation, lambda s, lam: solve(s, lam).image, slice_, START[recipe.method])
+    found = solve(slice_, choice.regularisation)
+    facts: dict[str, Any] = {"regularisation": choice.regularisation, "chosen_by": choice.chosen_by}
+    if found.changes:
+        facts |= {"changes": list(found.changes), "converged": found.converged}
+    return found.image, facts
+
+
+def _solver(
+    prior: Prior | None, recipe: Recipe, progress: Callable[[int, int], None] | None
+) -> Callable[[Slice, float], Iterated]:
+    if recipe.method in CLASSICAL:
+        return lambda slice_, lam: Iterated(CLASSICAL[recipe.method](slice_, lam, recipe.iterations))
+    assert prior is not None
+    if recipe.method == "pnp":
+        ratio = recipe.sigma_min / recipe.sigma_max
+        sigmas = recipe.sigma_max * ratio ** torch.linspace(0, 1, recipe.steps)
+    else:
+        sigmas = torch.tensor([recipe.sigma_min])
+    return lambda slice_, lam: split(
+        slice_,
+        prior,
+        cg_sense(slice_, 0.01, START_ITERATIONS),
+        sigmas,
+        lam,
+        iterations=recipe.iterations,
+        cg_iterations=recipe.cg_iterations,
+        progress=progress,
+    )

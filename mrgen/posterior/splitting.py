@@ -75,10 +75,11 @@ class Iterated:
     """Where an iteration ended."""
 
     image: Tensor  # (y, x), complex
-    changes: tuple[float, ...]  # ||x_k - x_(k-1)|| / ||x_k|| of each iteration
+    changes: tuple[float, ...] = ()  # ||x_k - x_(k-1)|| / ||x_k|| of each iteration, where that was watched
 
     @property
     def converged(self) -> bool:
+        """Whether the last iteration changed next to nothing."""
         return self.changes[-1] < CONVERGED
 
 

@@ -51,6 +51,7 @@ class Result:
     coils: int  # of the scan
     virtual_coils: int | None  # that they were compressed to
     coil_energy: list[float]  # share of each slice's calibration data that the virtual coils keep
+    facts: list[dict[str, Any]]  # by slice: lambda, how it was chosen, and whether an iteration converged
     seed: int
     samples: int | None
     prior_sha256: str | None
@@ -152,6 +153,7 @@ def _report(result: Result) -> dict[str, Any]:
         "noise": {"sigma0_scaled_units": result.sigma0, "from": result.noise_from},
         "coils": {"scan": result.coils, "virtual": result.virtual_coils, "energy_kept": result.coil_energy},
         "recipe": result.recipe,
+        "regularisation": result.facts,
         "seed": result.seed,
         "n_samples": result.samples,
         "prior_sha256": result.prior_sha256,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ class Run:
 
     @property
     def samples(self) -> int | None:
-        return None if self.prior is None else self.recipe.samples
+        return self.recipe.samples if self.recipe.draws else None
 
 
 def slice_generator(seed: int, index: int, device: str) -> torch.Generator:
@@ -58,6 +59,7 @@ def reconstruct_scan(run: Run, say: Callable[[str], None], progress: Callable[[f
     volumes: dict[str, list[NDArray[np.float32]]] = {}
     sigma0: list[float] = []
     coil_energy: list[float] = []
+    facts: list[dict[str, Any]] = []
     for number, index in enumerate(run.slices):
         place = f"slice {number + 1} of {len(run.slices)}"
         progress(number / len(run.slices), place)
@@ -84,6 +86,9 @@ def reconstruct_scan(run: Run, say: Callable[[str], None], progress: Callable[[f
         for name, image in _images(slice_, result).items():
             volumes.setdefault(name, []).append(_scanner_units(image, slice_, run.scan.crop))
         sigma0.append(slice_.sigma0)
+        if result.facts:
+            facts.append({"slice": index, **result.facts})
+            say(f"lambda  {_how(result.facts)}, slice {index}")
         if slice_.coil_energy is not None:
             coil_energy.append(slice_.coil_energy)
         progress((number + 1) / len(run.slices), place)
@@ -101,6 +106,7 @@ def reconstruct_scan(run: Run, say: Callable[[str], None], progress: Callable[[f
         coils=run.scan.shape[1],
         virtual_coils=run.coils,
         coil_energy=coil_energy,
+        facts=facts,
         seed=run.seed,
         samples=run.samples,
         prior_sha256=run.prior.sha256 if run.prior else None,
@@ -121,6 +127,15 @@ def _describe(run: Run, slice_: Slice, say: Callable[[str], None]) -> None:
     if slice_.coil_energy is not None:
         energy = f"{100 * slice_.coil_energy:.1f} % of the energy of the calibration data"
         say(f"coils   {run.coils} virtual of {run.scan.shape[1]}, {energy}")
+
+
+def _how(facts: dict[str, Any]) -> str:
+    """The facts of `regularised`, in words."""
+    text = f"{facts['regularisation']:.2g}, by {facts['chosen_by']}"
+    if "changes" in facts:
+        end = "converged" if facts["converged"] else "NOT converged"
+        text += f"; {end}: the last of {len(facts['changes'])} iterations changed {100 * facts['changes'][-1]:.2g} %"
+    return text
 
 
 def _images(slice_: Slice, result: Reconstruction) -> dict[str, Tensor]:
