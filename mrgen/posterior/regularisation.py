@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from mrgen.scans.scan import Slice
 SHARE = 0.2  # of the lines outside the centre that are withheld
 REACH = 10  # the search ends at start * 2^-REACH and start * 2^REACH
 Rule = Literal["held-out", "discrepancy"]
+RULES: tuple[Rule, ...] = get_args(Rule)
 Solve = Callable[[Slice, float], Tensor]
 """(slice, lambda) -> image (y, x), complex."""
 

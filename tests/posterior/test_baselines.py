@@ -1,5 +1,7 @@
 """Classical reconstructions against dense algebra, sigpy, and each other on a wavelet-sparse phantom."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import sigpy.mri
@@ -7,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mrgen.physics.operators import sense
-from mrgen.posterior.baselines import cg_sense, l1_wavelet, zero_filled
+from mrgen.posterior.baselines import cg_sense, l1_wavelet, total_variation, zero_filled
 from mrgen.scans.scan import Slice
 
 COILS = 4
@@ -129,3 +131,38 @@ def test_inputs_are_left_alone(blocks: Slice) -> None:
         method(blocks, 0.01, 3)
     zero_filled(blocks)
     assert torch.equal(blocks.kspace, before)
+
+
+def test_total_variation_is_what_another_solver_finds(tiny: Slice) -> None:
+    lam, weights = 0.1, tiny.mask.expand(8, 6).numpy()
+    app = sigpy.mri.app.TotalVariationRecon(
+        tiny.kspace.numpy(),
+        tiny.maps.numpy(),
+        lam,
+        weights=weights,
+        solver="ADMM",
+        rho=0.1,
+        max_iter=300,
+        max_cg_iter=20,
+        show_pbar=False,
+    )
+    found = total_variation(tiny, lam, 1000)
+    np.testing.assert_allclose(found.numpy(), app.run(), atol=2e-3)
+    differences = sigpy.linop.FiniteDifference((8, 6))
+
+    def objective(image: Tensor) -> float:
+        residual = tiny.operator().forward(image) - tiny.kspace
+        return float(residual.norm() ** 2 / 2) + lam * float(np.abs(differences(image.numpy())).sum())
+
+    others = [total_variation(tiny, lam * factor, 1000) for factor in (0.7, 1.4)]
+    assert objective(found) < min(objective(x) for x in [*others, 0.98 * found, 1.02 * found])
+
+
+def test_nothing_is_where_no_coil_has_a_map(blocks: Slice) -> None:
+    blind = torch.zeros(64, 60, dtype=torch.bool)
+    blind[:, :14] = True
+    slice_ = replace(blocks, maps=blocks.maps * ~blind)
+    for method in (l1_wavelet, total_variation, cg_sense):
+        image = method(slice_, 0.01, 20)
+        assert (image[blind] == 0).all()
+        assert (image[~blind] != 0).float().mean() > 0.9

@@ -33,6 +33,7 @@ def make_result(reference: bool = True, slices: int = 3) -> output.Result:
         coils=8,
         virtual_coils=None,
         coil_energy=[],
+        facts=[{"slice": 4, "regularisation": 0.01, "chosen_by": "discrepancy"}],
         seed=5,
         samples=8,
         prior_sha256="ab" * 32,
