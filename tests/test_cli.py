@@ -210,7 +210,8 @@ def test_files_that_are_no_scan(refused, write_scan, phantom, tmp_path):
         ("expected A:B with 0 <= A < B <= 2", ["--R", 2, "--slices", "1:9"]),
         ("expected A:B", ["--R", 2, "--slices", "1"]),
         ("expected A:B", ["--R", 2, "--slices", "x:y"]),
-        ("leave out --samples and --prior", ["--R", 2, "--samples", 4]),
+        ("leave out --samples", ["--R", 2, "--samples", 4]),
+        ("leave out --prior", ["--R", 2, "--prior", "some.safetensors"]),
         ("no such file", ["--R", 2, "--recipe", "posterior", "--prior", "none.safetensors"]),
     ],
 )

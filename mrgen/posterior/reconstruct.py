@@ -34,7 +34,13 @@ CLASSICAL: dict[str, Callable[[Slice, float, int], Tensor]] = {
     "l1-wavelet": l1_wavelet,
     "tv": total_variation,
 }
-START = {"sense": 0.01, "l1-wavelet": 0.0025, "tv": 0.0025, "pnp": 0.25, "red": 0.25}  # where a search for lambda starts
+START = {
+    "sense": 0.01,
+    "l1-wavelet": 0.0025,
+    "tv": 0.0025,
+    "pnp": 0.25,
+    "red": 0.25,
+}  # where a search for lambda starts
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,17 @@ class Reconstruction:
     zero_filled: Tensor
     baselines: dict[str, Tensor]  # by recipe name
     facts: dict[str, Any] = field(default_factory=dict)  # of `regularised`
+
+
+def _refuse_unfit(prior: Prior, sigma: float, where: str) -> None:
+    """Raises MrgenError for a prior that is none by itself, or that was not trained at noise `sigma` of a recipe."""
+    if prior.conditional:
+        raise MrgenError("the prior is a round of mrgen em --diffem, which is of use there alone: take the final one")
+    if sigma > prior.sigma_max:
+        raise MrgenError(
+            f"the recipe {where} = {sigma:g}, the prior was trained up to {prior.sigma_max:g}: "
+            f"lower {where.split()[-1]} in the recipe"
+        )
 
 
 def posterior_samples(
@@ -62,13 +79,7 @@ def posterior_samples(
     sigma_max, are measured. `progress(done, total)` counts network steps. Raises MrgenError on NaN,
     for a sigma_max beyond the noise that the prior was trained on, and as `training_sampling` does.
     """
-    if prior.conditional:
-        raise MrgenError("the prior is a round of mrgen em --diffem, which is of use there alone: take the final one")
-    if recipe.sigma_max > prior.sigma_max:
-        raise MrgenError(
-            f"the recipe starts at sigma_max = {recipe.sigma_max:g}, the prior was trained up to {prior.sigma_max:g}: "
-            "lower sigma_max in the recipe"
-        )
+    _refuse_unfit(prior, recipe.sigma_max, "starts at sigma_max")
     device = slice_.kspace.device
     power = None
     if recipe.covariance == "spectral":
@@ -185,9 +196,11 @@ def _solver(
         return lambda slice_, lam: Iterated(CLASSICAL[recipe.method](slice_, lam, recipe.iterations))
     assert prior is not None
     if recipe.method == "pnp":
+        _refuse_unfit(prior, recipe.sigma_max, "starts at sigma_max")
         ratio = recipe.sigma_min / recipe.sigma_max
         sigmas = recipe.sigma_max * ratio ** torch.linspace(0, 1, recipe.steps)
     else:
+        _refuse_unfit(prior, recipe.sigma_min, "stays at sigma_min")
         sigmas = torch.tensor([recipe.sigma_min])
     return lambda slice_, lam: split(
         slice_,

@@ -94,7 +94,7 @@ def split(
     cg_iterations: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterated:
-    """Half-quadratic splitting from `start` (y, x) through the levels `sigmas`, then at the last one until it converges.
+    """Half-quadratic splitting from `start` (y, x) at the levels `sigmas`, then at the last one until it converges.
 
     `iterations` is the most it takes, the levels included; `regularisation` is lambda, `cg_iterations` of one data
     step. `progress(done, total)` counts iterations. Raises MrgenError on NaN.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mrgen.errors import MrgenError
-from mrgen.posterior.reconstruct import posterior_samples
+from mrgen.posterior.reconstruct import posterior_samples, reconstruct
 from mrgen.prior.files import Prior
 from mrgen.scans.scan import Slice
 from mrgen.settings import Recipe, Sampling
@@ -65,3 +65,51 @@ def test_masks_of_all_lines_change_nothing() -> None:
 def test_a_prior_of_another_basis_is_refused() -> None:
     with pytest.raises(MrgenError, match="trained by gsure-sense"):
         samples(prior([], "gsure-sense", Sampling()), recipe(ensemble=2))
+
+
+def test_gaussian_recipe_gives_statistics_of_magnitudes() -> None:
+    found = reconstruct(
+        slice_(), None, recipe(method="gaussian").model_copy(update={"samples": 5}), torch.Generator().manual_seed(0)
+    )
+    assert found.samples is not None
+    assert found.std is not None
+    assert found.samples.shape == (5, *gaussian.SHAPE)
+    torch.testing.assert_close(found.mean, found.samples.mean(0))
+    torch.testing.assert_close(found.std, found.samples.std(0))
+    assert (found.samples >= 0).all()
+
+
+@pytest.mark.parametrize("method", ["pnp", "red"])
+def test_learned_recipes_say_lambda_and_whether_they_converged(method: str) -> None:
+    seen: list[Tensor] = []
+    gauss = prior(seen, "supervised", Sampling())
+    few, many = (
+        reconstruct(
+            slice_(),
+            gauss,
+            recipe(method=method, regularisation=1.0, sigma_max=1.0, sigma_min=0.3, iterations=n),
+            torch.Generator(),
+        ).facts
+        for n in (3, 200)
+    )
+    assert (few["regularisation"], few["chosen_by"]) == (1.0, "the recipe")
+    assert (len(few["changes"]), few["converged"], many["converged"]) == (3, False, True)
+    assert many["changes"][:3] == few["changes"]
+    assert len(many["changes"]) < 200
+    assert len(seen) == 3 + len(many["changes"])
+
+
+@pytest.mark.parametrize(("method", "key"), [("pnp", "sigma_max"), ("red", "sigma_min")])
+def test_learned_recipes_stay_within_the_priors_noise_and_need_it(method: str, key: str) -> None:
+    loud = recipe(method=method, regularisation=1.0, **{key: 50.0})
+    with pytest.raises(MrgenError, match=f"{key} = 50, the prior was trained up to 20: lower {key}"):
+        reconstruct(slice_(), prior([], "supervised", Sampling()), loud, torch.Generator())
+    with pytest.raises(MrgenError, match="needs a prior"):
+        reconstruct(slice_(), None, loud, torch.Generator())
+
+
+def test_a_rule_chooses_lambda() -> None:
+    chosen = reconstruct(slice_(), None, recipe(method="sense", regularisation="discrepancy"), torch.Generator())
+    given = recipe(method="sense", regularisation=chosen.facts["regularisation"])
+    assert chosen.facts["chosen_by"].startswith("discrepancy")
+    torch.testing.assert_close(reconstruct(slice_(), None, given, torch.Generator()).mean, chosen.mean)

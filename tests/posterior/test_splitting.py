@@ -20,16 +20,16 @@ def test_gaussian_posterior_is_the_exact_mean() -> None:
 
 
 def test_draws_of_the_gaussian_posterior_have_its_variance() -> None:
-    c, n = case(), 10_000
-    samples = gaussian_posterior(c.slice_, n, 60, torch.Generator().manual_seed(1), power())
+    c, n = case(), 4_000
+    samples = gaussian_posterior(c.slice_, n, 40, torch.Generator().manual_seed(1), power())
     variance = c.covariance.diagonal().real.reshape(SHAPE)
     centred = samples - c.mean
-    assert (centred.mean(0).abs() / variance.sqrt()).max() < 0.05  # standard error 0.01
-    assert (centred.abs().square().mean(0) / variance - 1).abs().max() < 0.05  # standard error 0.01
+    assert (centred.mean(0).abs() / variance.sqrt()).max() < 0.08  # standard error 0.016
+    assert (centred.abs().square().mean(0) / variance - 1).abs().max() < 0.08  # standard error 0.016
     flat = centred.flatten(1)
     scale = variance.sqrt().flatten()
     error = flat.T @ flat.conj() / n - c.covariance
-    assert (error.abs() / scale[:, None] / scale[None]).max() < 0.05
+    assert (error.abs() / scale[:, None] / scale[None]).max() < 0.08
 
 
 def fixed_point(c: gaussian.Case, sigma: float, regularisation: float) -> Tensor:
