@@ -68,9 +68,8 @@ def main(given: list[str] | None = None, say: Callable[[str], None] = print) -> 
         scan = open_scan(arguments.scan)
         if scan.mask is not None:
             raise MrgenError(f"{arguments.scan.name} is undersampled: a comparison needs a fully sampled scan")
-        say(
-            "| R | method | lambda by | lambda | residual / noise | PSNR (dB) | loss (dB) |\n|---|---|---|---|---|---|---|"
-        )
+        say("| R | method | lambda by | lambda | residual / noise | PSNR (dB) | loss (dB) |")
+        say("|---|---|---|---|---|---|---|")
         for acceleration in arguments.R:
             fraction = default_center_fraction(acceleration)
             sampling = Sampling(pattern="equispaced", acceleration=(acceleration,), center_fraction=fraction)
