@@ -128,9 +128,12 @@ def recon(
         result = reconstruct_scan(run, typer.echo, progress)
     paths = write_result(out, scan_file.stem, result)
 
-    for name, score in result.volume_scores().items():
-        title = label(name, run.samples)
-        typer.echo(f"{title:<24}PSNR {score['psnr_fit']:5.2f} dB after a best scalar fit, SSIM {score['ssim']:.4f}")
+    of_rss = result.volume_scores(result.rss)
+    if of_rss:
+        typer.echo(f"{'after a best scalar fit':<24}{'against the coil combination':<30}against the RSS")
+    for name, score in result.volume_scores(result.reference).items():
+        figures = [f"PSNR {s['psnr_fit']:5.2f} dB, SSIM {s['ssim_fit']:.4f}" for s in (score, of_rss[name])]
+        typer.echo(f"{label(name, run.samples):<24}{'    '.join(figures)}")
     for path in paths:
         typer.echo(f"wrote   {path}")
     typer.echo(NOTICE)

@@ -29,9 +29,10 @@ from mrgen.review.metrics import Array, scores
 from mrgen.scans.header import anonymous_header
 
 DEFINITIONS = (
-    "Against the RSS of the whitened, fully sampled coil images; peak = maximum of the reference volume. psnr "
-    "(dB), ssim and nmse without a fit, as in fastmri.evaluate; psnr_fit, ssim_fit and nmse_fit after the best scalar "
-    "fit, of each slice or of the whole volume."
+    "Against the coil combination |S^H F^H k| of the fully sampled scan (volume, slices), and against the RSS of its "
+    "whitened coil images (volume_rss), whose background is the noise of all coils; peak = maximum of the reference "
+    "volume. psnr (dB), ssim and nmse without a fit, as in fastmri.evaluate; psnr_fit, ssim_fit and nmse_fit after the "
+    "best scalar fit, of each slice or of the whole volume."
 )
 Scores = dict[str, dict[str, float]]
 
@@ -42,7 +43,8 @@ class Result:
 
     images: dict[str, Array]  # zero_filled, l1_wavelet where computed, and last the reconstruction
     std: Array | None  # std over the samples; None for a recipe without samples
-    reference: Array | None
+    reference: Array | None  # coil combination of the fully sampled scan
+    rss: Array | None  # root of the sum of squares of its whitened coil images
     mask: Array  # (kx,) lines or (ky, kx) points: 1 where sampled
     zero_filled: int  # lines that the scanner zero-filled, so that nobody could sample them
     first_slice: int  # index in the input of the first slice reconstructed
@@ -63,11 +65,14 @@ class Result:
         """R as achieved: lines (points) that are not zero-filled over those sampled."""
         return achieved_acceleration(torch.from_numpy(self.mask), self.zero_filled)
 
-    def volume_scores(self) -> Scores:
-        """Figures of every image over the whole volume, by image name; empty without a reference."""
-        if self.reference is None:
+    def volume_scores(self, reference: Array | None) -> Scores:
+        """Figures of every image over the whole volume against one of the references, by image name.
+
+        Empty without a reference.
+        """
+        if reference is None:
             return {}
-        return {name: scores(image, self.reference) for name, image in self.images.items()}
+        return {name: scores(image, reference) for name, image in self.images.items()}
 
     def slice_scores(self, i: int) -> Scores:
         """Figures of every image of the i-th reconstructed slice, with the volume's peak."""
@@ -113,7 +118,7 @@ def write_result(out_dir: Path, stem: str, result: Result) -> list[Path]:
 
 
 def _write_volume(path: Path, result: Result) -> None:
-    arrays = {**result.images, "std": result.std, "reference": result.reference, "mask": result.mask}
+    arrays = {**result.images, "std": result.std, "reference": result.reference, "rss": result.rss, "mask": result.mask}
     attributes = {
         "R": result.acceleration,
         "zero_filled_lines": result.zero_filled,
@@ -161,7 +166,12 @@ def _report(result: Result) -> dict[str, Any]:
         report["std_relative_sampling_error"] = 1 / math.sqrt(2 * (result.samples - 1))
     if result.reference is not None:
         slices = [{"slice": result.first_slice + i, **result.slice_scores(i)} for i in range(count)]
-        report["metrics"] = {"definitions": DEFINITIONS, "volume": result.volume_scores(), "slices": slices}
+        report["metrics"] = {
+            "definitions": DEFINITIONS,
+            "volume": result.volume_scores(result.reference),
+            "slices": slices,
+            "volume_rss": result.volume_scores(result.rss),
+        }
     return report
 
 

@@ -92,6 +92,7 @@ def reconstruct_scan(run: Run, say: Callable[[str], None], progress: Callable[[f
     return Result(
         std=stacked.pop("std", None),
         reference=stacked.pop("reference", None),
+        rss=stacked.pop("rss", None),
         images=stacked,
         mask=slice_.mask.numpy(force=True),
         zero_filled=sum(run.scan.padding),
@@ -127,7 +128,8 @@ def _images(slice_: Slice, result: Reconstruction) -> dict[str, Tensor]:
     """What is kept of a slice, (y, x) by name in scaled units; of the images the reconstruction comes last."""
     images: dict[str, Tensor | None] = {"zero_filled": result.zero_filled}
     images |= {name.replace("-", "_"): image for name, image in result.baselines.items()}
-    images |= {"reconstruction": result.mean, "std": result.std, "reference": slice_.reference}
+    images |= {"reconstruction": result.mean, "std": result.std}
+    images |= {"reference": slice_.reference, "rss": slice_.rss}
     return {name: image for name, image in images.items() if image is not None}
 
 
