@@ -8,8 +8,8 @@ lambda of CG-SENSE and L1-wavelet is tuned on this very slice against its own re
 can do: those two figures are upper bounds, the posterior's is not.
 
 PSNR (dB) and SSIM are of magnitude images after the best scalar fit to the reference: the coil combination of the fully
-sampled scan, or with --reference rss the RSS of its whitened coil images, whose background is the noise of all coils;
-the peak is its maximum. The table on stdout is the mean over the seeds; the JSON file
+sampled scan, and beside it the RSS of its whitened coil images, whose background is the noise of all coils; the peak is
+its maximum. The table on stdout is the mean over the seeds; the JSON file
 keeps every run. Compare n: the mean of n samples has an excess error of (posterior variance) / n.
 
 Research use only. Not for diagnostic use.
@@ -44,7 +44,6 @@ from mrgen.settings import Recipe, Sampling, load
 
 SENSE_GRID = [0.001 * 2**k for k in range(9)]  # 0.001 to 0.256, scaled image units
 L1_GRID = [0.00031 * 2**k for k in range(7)]  # 0.00031 to 0.02
-FIELDS = {"combination": "reference", "rss": "rss"}  # of a Slice
 SENSE_ITERATIONS, L1_ITERATIONS = 30, 100
 
 Row = dict[str, Any]
@@ -64,17 +63,22 @@ def tune(method: Regularised, slice_: Slice, grid: list[float], score: Score) ->
     return best, images[best]
 
 
-def scorer(whole: Tensor | None, crop: tuple[int, int] | None) -> Score:
-    """PSNR (dB) and SSIM of an image (y, x), after the best scalar fit, inside `crop`, against a reference (y, x)."""
-    if whole is None:
+def scorer(slice_: Slice, crop: tuple[int, int] | None) -> Score:
+    """PSNR (dB) and SSIM of an image (y, x), after the best scalar fit, inside `crop`, and the same against the RSS."""
+    if slice_.reference is None or slice_.rss is None:
         raise MrgenError("the scan is undersampled: there is no reference to compare with")
-    shape = crop or (whole.shape[0], whole.shape[1])
-    reference = centre_crop(whole, shape).numpy(force=True)
+    shape = crop or (slice_.reference.shape[0], slice_.reference.shape[1])
+    references = {
+        ending: centre_crop(image, shape).numpy(force=True)
+        for ending, image in (("", slice_.reference), ("_rss", slice_.rss))
+    }
 
     def score(image: Tensor) -> dict[str, float]:
-        magnitude = centre_crop(image.abs(), shape).numpy(force=True)
-        fitted = best_scale(magnitude, reference) * magnitude
-        return {"psnr": psnr_fit(magnitude, reference), "ssim": ssim(fitted, reference)}
+        magnitude, found = centre_crop(image.abs(), shape).numpy(force=True), {}
+        for ending, reference in references.items():
+            fitted = best_scale(magnitude, reference) * magnitude
+            found |= {f"psnr{ending}": psnr_fit(magnitude, reference), f"ssim{ending}": ssim(fitted, reference)}
+        return found
 
     return score
 
@@ -124,9 +128,7 @@ def compare_scan(scan: Scan, index: int, arguments: argparse.Namespace, prior: P
                 "seed": seed,
                 "sigma0": slice_.sigma0,
             }
-            for row in compare(
-                slice_, scorer(getattr(slice_, FIELDS[arguments.reference]), scan.crop), prior, recipe, generator
-            ):
+            for row in compare(slice_, scorer(slice_, scan.crop), prior, recipe, generator):
                 rows.append({**about, **row})
                 print("R = {R:g} seed {seed} {method}: {psnr:.2f} dB".format(**rows[-1]), file=sys.stderr, flush=True)
     return {
@@ -134,8 +136,7 @@ def compare_scan(scan: Scan, index: int, arguments: argparse.Namespace, prior: P
         "slice": index,
         "shape": scan.shape,
         "pattern": arguments.pattern,
-        "metric": "magnitude after best scalar fit; peak is the maximum of the reference",
-        "reference": arguments.reference,
+        "metric": "magnitude after best scalar fit, to the coil combination and (psnr_rss, ssim_rss) to the RSS",
         "lambda": "CG-SENSE and L1-wavelet: tuned per mask on this slice's own reference",
         "recipe": {"name": arguments.recipe, **recipe.model_dump()} if prior else None,
         "prior_sha256": prior.sha256 if prior else None,
@@ -149,8 +150,8 @@ def compare_scan(scan: Scan, index: int, arguments: argparse.Namespace, prior: P
 def table(record: Row) -> str:
     """The record as a Markdown table: per R and method the means over the seeds, lambda as a range."""
     lines = [
-        "| R (achieved) | method | PSNR (dB) | SSIM | lambda | n | seconds |",
-        "|---|---|---|---|---|---|---|",
+        "| R (achieved) | method | PSNR (dB) | SSIM | PSNR of the RSS | SSIM of the RSS | lambda | n | seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     groups: dict[tuple[float, str], list[Row]] = {}
     for row in record["runs"]:
@@ -164,6 +165,7 @@ def table(record: Row) -> str:
         ends = " to ".join(f"{value:.2g}" for value in dict.fromkeys([used[0], used[-1]])) if used else ""
         lines.append(
             f"| {acceleration:g} ({mean('achieved_R'):.2f}) | {method} | {mean('psnr'):.2f} | {mean('ssim'):.3f} "
+            f"| {mean('psnr_rss'):.2f} | {mean('ssim_rss'):.3f} "
             f"| {ends} | {rows[0]['n'] or ''} | {mean('seconds'):.1f} |"
         )
     return "\n".join(lines)
@@ -179,9 +181,6 @@ def arguments_of(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prior", type=Path, help="prior file (the bundled one, where it exists)")
     parser.add_argument("--recipe", default="posterior", help="posterior recipe (posterior)")
     parser.add_argument("--samples", type=int, help="posterior samples (the recipe's)")
-    parser.add_argument(
-        "--reference", choices=FIELDS, default="combination", help="what is compared with (combination)"
-    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("-o", "--output", type=Path, required=True, help="JSON file")
     return parser.parse_args(given)
