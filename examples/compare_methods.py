@@ -74,7 +74,8 @@ def scorer(slice_: Slice, crop: tuple[int, int] | None) -> Score:
     }
 
     def score(image: Tensor) -> dict[str, float]:
-        magnitude, found = centre_crop(image.abs(), shape).numpy(force=True), {}
+        magnitude = centre_crop(image.abs(), shape).numpy(force=True)
+        found: dict[str, float] = {}
         for ending, reference in references.items():
             fitted = best_scale(magnitude, reference) * magnitude
             found |= {f"psnr{ending}": psnr_fit(magnitude, reference), f"ssim{ending}": ssim(fitted, reference)}
