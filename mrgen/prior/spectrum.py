@@ -23,12 +23,13 @@ def ring_position(shape: tuple[int, int]) -> Tensor:
 
 
 def spread_rings(profile: Tensor, rings: Tensor, position: Tensor) -> Tensor:
-    """`profile`, positive, of the rising `rings`, both (ring,), at `position` (ky, kx): linear in its logarithm."""
+    """`profile` (..., ring), positive, of rising `rings` (ring,), at `position` (ky, kx): linear in its logarithm."""
     logarithm = profile.log()
     left = (torch.searchsorted(rings, position.floor().long().flatten(), right=True) - 1).clamp(0, len(rings) - 2)
     start, stop = rings[left], rings[left + 1]
     t = ((position.flatten() - start) / (stop - start)).clamp(0, 1)
-    return torch.lerp(logarithm[left], logarithm[left + 1], t).exp().reshape(position.shape)
+    between: Tensor = torch.lerp(logarithm[..., left], logarithm[..., left + 1], t).exp()
+    return between.reshape(*profile.shape[:-1], *position.shape)
 
 
 class Rings:
@@ -45,13 +46,14 @@ class Rings:
         self.known = (self.count > 0).nonzero().flatten()
 
     def total(self, values: Tensor) -> Tensor:
-        """Weighted sums of values (ky, kx) over the sampled points of each ring, (BINS,)."""
-        terms = self.weights * values[self.sampled].to(self.weights)
-        return torch.zeros(BINS, device=terms.device, dtype=terms.dtype).index_add(0, self.ring, terms)
+        """Weighted sums of values (..., ky, kx) over the sampled points of each ring, (..., BINS)."""
+        terms = self.weights * values[..., self.sampled].to(self.weights)
+        zero = torch.zeros(*terms.shape[:-1], BINS, device=terms.device, dtype=terms.dtype)
+        return zero.index_add(-1, self.ring, terms)
 
     def average(self, values: Tensor, least: float) -> Tensor:
-        """Ring means of values (ky, kx), not below `least`, interpolated linearly in their logarithm, (ky, kx)."""
-        means = self.total(values)[self.known] / self.count[self.known]
+        """Ring means of values (..., ky, kx), not below `least`, interpolated linearly in their logarithm."""
+        means = self.total(values)[..., self.known] / self.count[self.known]
         return spread_rings(means.clamp_min(least), self.known, self.position)
 
 
