@@ -20,7 +20,7 @@ def _silent(text: str) -> None:
 
 @dataclass
 class Batch:
-    """At most `images` in a network call. They become fewer where memory is short, and stay so: share it among slices."""
+    """At most `images` in a network call: fewer once memory was short, so slices share it."""
 
     images: int
     report: Callable[[str], None] = _silent

@@ -38,7 +38,9 @@ def make_result(reference: bool = True, slices: int = 3) -> output.Result:
         prior_sha256="ab" * 32,
         recipe={"name": "posterior", "steps": 30},
         header="<ismrmrdHeader><subjectInformation><patientName>Doe</patientName></subjectInformation></ismrmrdHeader>",
-        seconds={"reconstruction": 1.0},
+        seconds=[1.0, 2.5, 1.25][:slices],
+        resumed=1,
+        identity="cd" * 32,
     )
 
 
