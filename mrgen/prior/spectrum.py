@@ -39,7 +39,11 @@ class Rings:
         """`mask` and `weights`, which points have in an average (without them, all count 1), broadcast to `shape`."""
         self.position = ring_position(shape).to(mask.device)
         self.sampled = mask.expand(shape) > 0
-        self.ring = self.position.round().long()[self.sampled]
+        ring = self.position.round().long()[self.sampled]
+        members = [(ring == b).nonzero().flatten() for b in range(BINS)]
+        # of each ring the numbers of its points, filled up with that of a zero behind them: sums of rows, unlike
+        # index_add, are the same each time on a GPU
+        self.members = torch.nn.utils.rnn.pad_sequence(members, batch_first=True, padding_value=len(ring))
         weights = torch.ones_like(mask, dtype=self.position.dtype) if weights is None else weights
         self.weights = weights.expand(shape)[self.sampled]
         self.count = self.total(torch.ones(shape, device=mask.device))
@@ -48,8 +52,7 @@ class Rings:
     def total(self, values: Tensor) -> Tensor:
         """Weighted sums of values (..., ky, kx) over the sampled points of each ring, (..., BINS)."""
         terms = self.weights * values[..., self.sampled].to(self.weights)
-        zero = torch.zeros(*terms.shape[:-1], BINS, device=terms.device, dtype=terms.dtype)
-        return zero.index_add(-1, self.ring, terms)
+        return torch.nn.functional.pad(terms, (0, 1))[..., self.members].sum(-1)
 
     def average(self, values: Tensor, least: float) -> Tensor:
         """Ring means of values (..., ky, kx), not below `least`, interpolated linearly in their logarithm."""
