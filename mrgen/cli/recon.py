@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +20,7 @@ from mrgen.errors import MrgenError
 from mrgen.physics.masks import PATTERNS, achieved_acceleration
 from mrgen.posterior.batch import Batch
 from mrgen.prior.distributed import join
-from mrgen.prior.files import Prior, bundled_prior, load_prior
+from mrgen.prior.files import bundled_prior, load_prior
 from mrgen.review.figure import NOTICE, label
 from mrgen.review.output import finished, prepare_output_dir, write_result
 from mrgen.review.parts import partial_slices
@@ -87,52 +88,25 @@ def _load_recipe(name: str, samples: int | None, prior: Path | None, save_sample
 
 
 @dataclass(frozen=True)
-class _Options:
-    """What all scans of a command share."""
+class _Plan:
+    """What the scans of a command share."""
 
-    acceleration: float | None
-    mask: str
-    center_fraction: float | None
-    calibration: Scan | None
-    coils: int | None
-    recipe_name: str
-    recipe: Recipe
-    prior: Prior | None
-    seed: int
-    slices: str | None
-    device: str
+    run: Callable[[Scan], Run]
     resume: bool
-    save_samples: bool
-    batch: Batch
     prefix: str  # of every line, where several processes speak
 
     def say(self, text: str, err: bool = False) -> None:
         typer.echo(self.prefix + text, err=err)
 
 
-def _reconstruct(scan_file: Path, out: Path, options: _Options, skip_finished: bool) -> None:
+def _reconstruct(scan_file: Path, out: Path, plan: _Plan, skip_finished: bool) -> None:
     """One scan from its file to the files of its result. Raises MrgenError."""
-    say = options.say
+    say = plan.say
     scan = open_scan(scan_file)
     for remark in scan.remarks:
         say(f"note    {remark}")
-    undersample = choose_mask(scan, options.acceleration, options.seed, options.mask, options.center_fraction)
-    chosen = parse_slices(options.slices, scan.slices)
+    run = plan.run(scan)
     prepare_output_dir(out)
-    run = Run(
-        scan,
-        chosen,
-        undersample,
-        Path(options.recipe_name).stem,
-        options.recipe,
-        options.prior,
-        options.seed,
-        options.device,
-        options.calibration,
-        options.coils,
-        options.save_samples,
-        options.batch,
-    )
     identity = run.identity()
     if skip_finished and finished(out, scan_file.stem, digest(identity)):
         say(f"skipped {scan_file.name}: {out} holds this very result; --no-resume computes it again")
@@ -141,10 +115,10 @@ def _reconstruct(scan_file: Path, out: Path, options: _Options, skip_finished: b
     _, measured, n_y, n_x = scan.shape
     array = f"{measured} coil" + "s" * (measured > 1)
     detail = f": {run.samples} samples, prior {run.prior.sha256[:12]}" if run.prior else ""
-    say(f"scan    {scan_file.name}: {len(chosen)} of {scan.slices} slices, {array}, {n_y} x {n_x}")
-    say(f"recipe  {run.recipe_name}{detail}, seed {options.seed}, on {options.device}")
-    with partial_slices(out, scan_file.stem, identity, options.resume) as parts:
-        with progress_on_stderr(options.prefix) as progress:
+    say(f"scan    {scan_file.name}: {len(run.slices)} of {scan.slices} slices, {array}, {n_y} x {n_x}")
+    say(f"recipe  {run.recipe_name}{detail}, seed {run.seed}, on {run.device}")
+    with partial_slices(out, scan_file.stem, identity, plan.resume) as parts:
+        with progress_on_stderr(plan.prefix) as progress:
             result = reconstruct_scan(run, parts, say, progress)
         paths = write_result(out, scan_file.stem, result)
         parts.remove()
@@ -156,20 +130,22 @@ def _reconstruct(scan_file: Path, out: Path, options: _Options, skip_finished: b
         say(f"wrote   {path}")
 
 
-def _reconstruct_all(scan_files: list[Path], out: Path, options: _Options) -> dict[str, str]:
-    """Each into a folder of its own; gives the names of those that failed, and why."""
+def _reconstruct_each(scan_files: list[Path], out: Path, plan: _Plan) -> int:
+    """Each scan into a folder of its own; tells which failed, and why, and gives their number."""
     failed = {}
     for scan_file in scan_files:
         try:
-            _reconstruct(scan_file, out / scan_file.stem, options, skip_finished=options.resume)
+            _reconstruct(scan_file, out / scan_file.stem, plan, skip_finished=plan.resume)
             continue
         except MrgenError as error:
             failed[scan_file.name] = str(error)
-        except Exception as error:  # a bug: the other scans may not meet it
+        except Exception as error:  # a bug, which the other scans may not meet
             traceback.print_exc()
             failed[scan_file.name] = f"a bug, see the traceback above: {type(error).__name__}: {error}"
-        options.say(f"failed  {scan_file.name}: {failed[scan_file.name]}", err=True)
-    return failed
+        plan.say(f"failed  {scan_file.name}: {failed[scan_file.name]}", err=True)
+    for name, reason in failed.items():  # again, where it is not lost among the others
+        plan.say(f"failed  {name}: {reason}", err=True)
+    return len(failed)
 
 
 def _refuse_namesakes(scan_files: list[Path]) -> None:
@@ -230,35 +206,36 @@ def recon(
     recipe = _load_recipe(recipe_name, samples, prior_file, save_samples)
     _refuse_namesakes(scan_files)
     processes = join(device.resolve(), OTHERS_MAY_TAKE)
-    prefix = f"[{processes.rank}] " if processes.count > 1 else ""
-    target = processes.device
+    target, prefix = processes.device, f"[{processes.rank}] " if processes.count > 1 else ""
+    mine, count = scan_files[processes.rank :: processes.count], 0
     with interruptible(f"{prefix}the reconstruction"):
-        options = _Options(
-            acceleration,
-            mask,
-            center_fraction,
-            None if calibration_file is None else open_scan(calibration_file),
-            coils,
-            recipe_name,
-            recipe,
-            load_prior(prior_file or bundled_prior(), target) if recipe.method == "posterior" else None,
-            seed,
-            slices,
-            target,
-            resume,
-            save_samples,
-            Batch.on(target, lambda text: typer.echo(prefix + text)),
-            prefix,
-        )
-        if len(scan_files) == 1:
-            if processes.rank == 0:
-                _reconstruct(scan_files[0], out, options, skip_finished=False)
-                options.say(NOTICE)
-            return
-        failed = _reconstruct_all(scan_files[processes.rank :: processes.count], out, options)
-        for name, reason in failed.items():
-            options.say(f"failed  {name}: {reason}", err=True)
-        count = int(processes.sum(torch.tensor(len(failed))))
+        calibration = None if calibration_file is None else open_scan(calibration_file)
+        prior = load_prior(prior_file or bundled_prior(), target) if recipe.method == "posterior" else None
+
+        def run(scan: Scan) -> Run:
+            return Run(
+                scan,
+                parse_slices(slices, scan.slices),
+                choose_mask(scan, acceleration, seed, mask, center_fraction),
+                Path(recipe_name).stem,
+                recipe,
+                prior,
+                seed,
+                target,
+                calibration,
+                coils,
+                save_samples,
+                batch,
+            )
+
+        plan = _Plan(run, resume, prefix)
+        batch = Batch.on(target, plan.say)
+        if len(scan_files) > 1:
+            count = _reconstruct_each(mine, out, plan)
+        elif mine:
+            _reconstruct(mine[0], out, plan, skip_finished=False)
+        # torchrun ends all processes with the first one that fails, so each waits here for the others
+        count = int(processes.sum(torch.tensor(count)))
     if processes.rank == 0:
         typer.echo(NOTICE)
         if count:
