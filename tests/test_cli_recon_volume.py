@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -127,12 +128,15 @@ def test_a_killed_run_goes_on_to_the_result_of_an_uninterrupted_one(mrgen, start
     assert kept(out) == ["slice-00000.safetensors", "slice-00001.safetensors"]
     assert [p.name for p in out.iterdir()] == [".head.partial"]
     (out / ".head.partial/slice-00001.safetensors").write_bytes(b"")  # as a crash of the machine may leave it
-    computed, prepare = [], run.prepare
+    computed, told, prepare = [], [], run.prepare
     with pytest.MonkeyPatch.context() as patch:
+        listening = nullcontext(lambda fraction, place: told.append((fraction, place)))
+        patch.setattr(recon_command, "progress_on_stderr", lambda prefix: listening)
         patch.setattr(run, "prepare", lambda scan, index, **k: computed.append(index) or prepare(scan, index, **k))
         code, text, _ = mrgen("recon", *arguments, "-o", out)
     assert code == 0
     assert computed == [1, 2, 3]
+    assert (told[0], told[-1]) == ((1 / SLICES, f"slice 2 of {SLICES}"), (1, f"slice {SLICES} of {SLICES}"))
     assert f"resumed 1 of {SLICES} slices" in text
     assert text.index("mask    ") < text.index("resumed ")
 

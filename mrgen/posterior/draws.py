@@ -1,7 +1,8 @@
 """The random numbers of a posterior sample: the same whatever is drawn beside it, on any device.
 
-Number j of draw d of sample i is a function of (key, d, i, j) alone. With h(key, d, i) the first 64 bits of a SHA-256
-and m the mixing function of SplitMix64 (Steele, Lea and Flood 2014, doi 10.1145/2660193.2660195),
+Number j of draw d is a function of (key, d, j) alone, and the first axis of a draw is the samples, so that how many
+there are does not matter to one of them. With h(key, d) the first 64 bits of a SHA-256 and m the mixing function of
+SplitMix64 (Steele, Lea and Flood 2014, doi 10.1145/2660193.2660195),
 
     z_j = m(h + (j + 1) g mod 2^64),   g = 0x9E3779B97F4A7C15,
 
@@ -33,10 +34,9 @@ ROUNDS = ((30, _signed(0xBF58476D1CE4E5B9)), (27, _signed(0x94D049BB133111EB)), 
 SMALLEST = 2.0**-27  # stands for u = 0, whose neighbour is 2^-25
 
 
-def random_bits(seeds: Sequence[int], count: int, device: torch.device | str = "cpu") -> Tensor:
-    """The first `count` outputs of SplitMix64 for each 64-bit seed, int64 (seed, count)."""
-    z = torch.arange(1, count + 1, device=device).mul_(GAMMA)
-    z = z + torch.tensor([[_signed(seed)] for seed in seeds], device=device)
+def random_bits(seed: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """The first `count` outputs of SplitMix64 for a 64-bit seed, int64 (count,)."""
+    z = torch.arange(1, count + 1, device=device).mul_(GAMMA).add_(_signed(seed))
     shifted = torch.empty_like(z)
     for shift, factor in ROUNDS:
         torch.bitwise_right_shift(z, shift, out=shifted).bitwise_and_(2 ** (64 - shift) - 1)  # int64 keeps the sign
@@ -45,15 +45,15 @@ def random_bits(seeds: Sequence[int], count: int, device: torch.device | str = "
 
 
 def complex_normal(bits: Tensor) -> Tensor:
-    """CN(0, 1), complex64, from 64 random bits each."""
-    low, high = bits.view(torch.int32).reshape(*bits.shape, 2).unbind(-1)
+    """CN(0, 1), complex64, from 64 random bits each, (count,)."""
+    low, high = bits.view(torch.int32).reshape(-1, 2).unbind(-1)
     u = low.float().mul_(2**-32).add_(0.5).clamp_min_(SMALLEST)
     v = high.float().mul_(2 * math.pi * 2**-32)
     return torch.polar(u.log_().neg_().sqrt_(), v)
 
 
 class DrawPerSample(TorchFunctionMode):
-    """Within this context, torch.randn and torch.randint with `generator` draw as above; the first axis is the samples.
+    """Within this context, torch.randn and torch.randint with `generator` draw as above.
 
     torch.randn has to be asked for complex64, so `generator` goes wherever samplers and guidance draw complex noise.
     The key is drawn of `source`.
@@ -65,10 +65,9 @@ class DrawPerSample(TorchFunctionMode):
         self.generator, self.draws = torch.Generator(), 0
 
     def _bits(self, shape: Sequence[int], device: torch.device | str) -> Tensor:
-        texts = [f"{self.key} {self.draws} {sample}" for sample in range(shape[0])]
+        seed = hashlib.sha256(f"{self.key} {self.draws}".encode()).digest()[:8]
         self.draws += 1
-        seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) for text in texts]
-        return random_bits(seeds, math.prod(shape[1:]), device)
+        return random_bits(int.from_bytes(seed), math.prod(shape), device)
 
     def __torch_function__(
         self,

@@ -55,7 +55,7 @@ class MaskEnsemble:
     def __call__(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         mask = self.masks(len(x_t), x_t.shape[-1]).to(sigma)
         k_t = fft2c(x_t).expand(self.count, *x_t.shape)
-        noise = complex_noise(k_t.transpose(0, 1), self.generator).transpose(0, 1)  # drawn image by image
+        noise = complex_noise(k_t.transpose(0, 1), self.generator).transpose(0, 1)  # image by image, as the masks
         hidden = sigma[:, None, None] * noise
         u = ifft2c(mask * k_t + (1 - mask) * hidden)
         xhat = self.denoise(u.flatten(0, 1), sigma.repeat(self.count)).reshape(u.shape)
