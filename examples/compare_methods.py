@@ -121,7 +121,7 @@ def compare_scan(scan: Scan, index: int, arguments: argparse.Namespace, prior: P
         for seed in arguments.seed:
             mask = undersampling_mask(scan, sampling, acceleration, seed, slice_index=0)  # as `mrgen recon` draws it
             slice_ = prepare_slice(raw, None, undersample=mask, keep_reference=True).to(arguments.device)
-            generator = slice_generator(seed, index, arguments.device)
+            generator = slice_generator(seed, index)
             about = {
                 "R": acceleration,
                 "achieved_R": achieved_acceleration(slice_.mask, sum(scan.padding)),

@@ -117,9 +117,9 @@ def test_the_same_seed_gives_the_same_file(mrgen, full, tmp_path):
 def test_a_part_of_the_slices_gives_what_the_whole_scan_gives(mrgen, full, tmp_path, monkeypatch):
     seeds: list[int] = []
 
-    def watched(slice_, prior, recipe, generator, progress):
+    def watched(slice_, prior, recipe, generator, progress, batch):
         seeds.append(generator.initial_seed())
-        return reconstruct(slice_, prior, recipe, generator, progress)
+        return reconstruct(slice_, prior, recipe, generator, progress, batch)
 
     monkeypatch.setattr(run, "reconstruct", watched)
     for name, slices in (("all", ":"), ("one", "1:2")):
@@ -210,7 +210,8 @@ def test_files_that_are_no_scan(refused, write_scan, phantom, tmp_path):
         ("expected A:B with 0 <= A < B <= 2", ["--R", 2, "--slices", "1:9"]),
         ("expected A:B", ["--R", 2, "--slices", "1"]),
         ("expected A:B", ["--R", 2, "--slices", "x:y"]),
-        ("leave out --samples and --prior", ["--R", 2, "--samples", 4]),
+        ("leave out --samples, --save-samples and --prior", ["--R", 2, "--samples", 4]),
+        ("leave out --samples, --save-samples and --prior", ["--R", 2, "--save-samples"]),
         ("no such file", ["--R", 2, "--recipe", "posterior", "--prior", "none.safetensors"]),
     ],
 )
@@ -230,6 +231,7 @@ def test_a_failure_while_writing_leaves_the_old_result(mrgen, refused, full, tmp
     arguments = ("recon", full, "--recipe", "sense", "-o", tmp_path / "out", "--R")
     assert mrgen(*arguments, 2)[0] == 0
     before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    assert len(before) == 3
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -238,7 +240,10 @@ def test_a_failure_while_writing_leaves_the_old_result(mrgen, refused, full, tmp
     code, _, error = mrgen(*arguments, 4)
     assert (code, error.count("\n")) == (1, 1)
     assert "No space left on device" in error
-    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir() if p.is_file()} == before
+    monkeypatch.undo()
+    assert "resumed 2 of 2 slices" in mrgen(*arguments, 4)[1]
+    assert len(list((tmp_path / "out").iterdir())) == 3
 
 
 def test_cuda_without_a_gpu_is_refused(refused, full, tmp_path, monkeypatch):

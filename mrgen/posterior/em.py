@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mrgen.errors import MrgenError
 from mrgen.posterior.baselines import cg_sense
+from mrgen.posterior.batch import Batch
 from mrgen.posterior.reconstruct import START_ITERATIONS, conditional_samples, posterior_samples
 from mrgen.prior.distributed import local_device
 from mrgen.prior.em import Steps
@@ -38,11 +39,12 @@ def network_steps(
     plain = protocol.model_copy(update={"em": protocol.em.model_copy(update={"relaxation": 1.0})})
     simple = partial(cg_sense, regularisation=0.01, iterations=START_ITERATIONS)
     learn = partial(learn_from_samples, device=device, report=report)
+    batch = Batch.on(device, report)
 
     def sample(slice_: Slice, prior: Prior, generator: torch.Generator) -> Tensor:
         if prior.conditional:
             return conditional_samples(slice_, prior, recipe, simple(slice_), generator)
-        return posterior_samples(slice_, prior, recipe, generator)
+        return posterior_samples(slice_, prior, recipe, generator, batch=batch)
 
     steps = Steps(
         partial(load_prior, device=device, amp=device != "cpu"),

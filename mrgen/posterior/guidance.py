@@ -73,12 +73,12 @@ class Proximal:
         self.rings = Rings(slice_.mask, (slice_.kspace.shape[-2], slice_.kspace.shape[-1]))
 
     def covariance(self, mean: Tensor, sigma: Tensor) -> Tensor:
-        """V_t (ky, kx), or a scalar, about the denoised images `mean` (n, y, x)."""
+        """V_t about the denoised images `mean` (n, y, x): (n, ky, kx), each from its own residual, or one for all."""
         ceiling = sigma.square()
         if self.power is not None:
             return ceiling * self.power / (self.power + ceiling)
         residual = self.slice.kspace - self.operator.forward(mean)
-        error = excess_power(residual, self.slice.sigma0).mean(0)
+        error = excess_power(residual, self.slice.sigma0)
         return self.rings.average(error, 1e-3 * float(ceiling)).clamp_max(float(ceiling))
 
     def __call__(self, x_t: Tensor, sigma: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from mrgen.errors import MrgenError
 from mrgen.posterior.baselines import cg_sense, l1_wavelet, zero_filled
+from mrgen.posterior.batch import Batch
+from mrgen.posterior.draws import DrawPerSample
 from mrgen.posterior.guidance import Proximal
 from mrgen.posterior.samplers import SAMPLERS, noise_levels
 from mrgen.prior.denoiser import Denoise
@@ -23,7 +25,6 @@ from mrgen.prior.spectrum import power_spectrum
 from mrgen.scans.scan import Slice
 from mrgen.settings import Recipe, load
 
-CPU_CHUNK, GPU_CHUNK = 1, 32  # images per network call; on a CPU a batch is no faster than its items
 START_ITERATIONS = 10  # of the CG-SENSE image from which sampling starts
 
 
@@ -44,12 +45,15 @@ def posterior_samples(
     recipe: Recipe,
     generator: torch.Generator,
     progress: Callable[[int, int], None] | None = None,
+    batch: Batch | None = None,
 ) -> Tensor:
     """`recipe.samples` complex posterior samples (n, y, x) of a slice, in scaled units.
 
     Sampling starts from CG-SENSE plus noise at recipe.sigma_max, where the low frequencies, stronger than any
-    sigma_max, are measured. `progress(done, total)` counts network steps. Raises MrgenError on NaN,
-    for a sigma_max beyond the noise that the prior was trained on, and as `training_sampling` does.
+    sigma_max, are measured. `progress(done, total)` counts the images that the network has denoised, `batch` at a time.
+    Of `generator`, on any device, one number is drawn: sample i depends on that and i, not on how many samples there
+    are. Raises MrgenError on NaN, for a sigma_max beyond the noise that the prior was trained on, and as
+    `training_sampling` and `Batch` do.
     """
     if prior.conditional:
         raise MrgenError("the prior is a round of mrgen em --diffem, which is of use there alone: take the final one")
@@ -64,32 +68,30 @@ def posterior_samples(
         power = power_spectrum(slice_)
     elif recipe.covariance == "isotropic":
         power = torch.tensor(float(prior.metadata["sigma_data"]) ** 2, device=device)
-    chunk = CPU_CHUNK if device.type == "cpu" else GPU_CHUNK
-    images = recipe.samples * max(1, recipe.ensemble)
-    calls = (2 * recipe.steps - 1 if recipe.sampler == "heun" else recipe.steps) * -(-images // chunk)
-    done = 0
+    batch, draws = batch or Batch.on(device), DrawPerSample(generator)
+    evaluations = 2 * recipe.steps - 1 if recipe.sampler == "heun" else recipe.steps
+    total, done = evaluations * recipe.samples * max(1, recipe.ensemble), 0
 
-    def in_chunks(x_t: Tensor, sigma: Tensor) -> Tensor:
+    def count(images: int) -> None:
         nonlocal done
-        parts = []
-        for i in range(0, len(x_t), chunk):
-            parts.append(prior(x_t[i : i + chunk], sigma[i : i + chunk]))
-            done += 1
-            if progress is not None:
-                progress(done, calls)
-        return torch.cat(parts)
+        done += images
+        if progress is not None:
+            progress(done, total)
 
-    unconditional: Denoise = in_chunks
+    def in_batches(x_t: Tensor, sigma: Tensor) -> Tensor:
+        return batch.denoise(prior, x_t, sigma, count)
+
+    unconditional: Denoise = in_batches
     if recipe.ensemble:
-        unconditional = MaskEnsemble(in_chunks, training_sampling(prior.metadata), recipe.ensemble, generator)
-    draw = generator if recipe.sampler == "decoupled" else None
+        unconditional = MaskEnsemble(in_batches, training_sampling(prior.metadata), recipe.ensemble, draws.generator)
+    draw = draws.generator if recipe.sampler == "decoupled" else None
     sigmas = noise_levels(recipe.sigma_max, max(prior.sigma_min, slice_.sigma0 / 4), recipe.steps)
     last = float(sigmas[-1])  # there the mean, as every sampler ends with it
     denoise = Proximal(unconditional, slice_, power, iterations=recipe.cg_iterations, draw=draw, draw_above=last)
     start = cg_sense(slice_, regularisation=0.01, iterations=START_ITERATIONS).expand(recipe.samples, -1, -1)
-    with torch.inference_mode():
-        x = start + recipe.sigma_max * complex_noise(start, generator)
-        samples = SAMPLERS[recipe.sampler](denoise, x, sigmas, generator)
+    with torch.inference_mode(), draws:
+        x = start + recipe.sigma_max * complex_noise(start, draws.generator)
+        samples = SAMPLERS[recipe.sampler](denoise, x, sigmas, draws.generator)
     if not torch.isfinite(torch.view_as_real(samples)).all():
         raise MrgenError(f"sampling diverged (NaN) with sampler {recipe.sampler!r}: use more steps or CG iterations")
     return samples
@@ -108,9 +110,9 @@ def conditional_samples(
     def denoise(x_t: Tensor, sigma: Tensor) -> Tensor:
         return denoiser(torch.stack([x_t, start], dim=1), sigma)
 
-    with torch.inference_mode():
-        x = start + recipe.sigma_max * complex_noise(start, generator)
-        samples = SAMPLERS["heun"](denoise, x, sigmas, generator)
+    with torch.inference_mode(), DrawPerSample(generator) as draws:
+        x = start + recipe.sigma_max * complex_noise(start, draws.generator)
+        samples = SAMPLERS["heun"](denoise, x, sigmas, draws.generator)
     if not torch.isfinite(torch.view_as_real(samples)).all():
         raise MrgenError("sampling diverged (NaN): use more steps")
     return samples
@@ -122,10 +124,11 @@ def reconstruct(
     recipe: Recipe,
     generator: torch.Generator,
     progress: Callable[[int, int], None] | None = None,
+    batch: Batch | None = None,
 ) -> Reconstruction:
     """Reconstruct one slice by `recipe`; a posterior recipe needs a prior and adds the L1-wavelet image.
 
-    `generator` lives on the slice's device. Raises MrgenError as `posterior_samples` does.
+    The other arguments are those of `posterior_samples`, which raises MrgenError.
     """
     zero = zero_filled(slice_).abs()
     if recipe.method == "zero-filled":
@@ -136,7 +139,7 @@ def reconstruct(
         return Reconstruction(l1_wavelet(slice_, recipe.regularisation, recipe.iterations).abs(), None, None, zero, {})
     if prior is None:
         raise MrgenError("a posterior recipe needs a prior; give one with --prior")
-    magnitudes = posterior_samples(slice_, prior, recipe, generator, progress).abs()
+    magnitudes = posterior_samples(slice_, prior, recipe, generator, progress, batch).abs()
     wavelet = load(Recipe, "l1-wavelet")
     baselines = {"l1-wavelet": l1_wavelet(slice_, wavelet.regularisation, wavelet.iterations).abs()}
     return Reconstruction(magnitudes.mean(0), magnitudes.std(0), magnitudes, zero, baselines)

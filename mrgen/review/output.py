@@ -11,7 +11,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,10 @@ class Result:
     prior_sha256: str | None
     recipe: dict[str, Any]  # the recipe's name and settings
     header: str | None
-    seconds: dict[str, float]
+    seconds: list[float]  # of each slice
+    resumed: int  # slices that an earlier, interrupted run had finished
+    identity: str  # SHA-256 of all that decides on the images
+    read_samples: Callable[[int], Array] | None = None  # samples (n, y, x) of the i-th slice, where they are kept
 
     @property
     def acceleration(self) -> float:
@@ -104,16 +107,28 @@ def replacing(paths: list[Path]) -> Iterator[list[Path]]:
             temporary.unlink(missing_ok=True)
 
 
+def finished(out_dir: Path, stem: str, identity: str) -> bool:
+    """Whether the folder holds the whole result of a run with this identity."""
+    if not all((out_dir / name).is_file() for name in (f"{stem}.h5", "figure.png")):
+        return False
+    try:
+        return bool(json.loads((out_dir / "report.json").read_text())["identity"] == identity)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def write_result(out_dir: Path, stem: str, result: Result) -> list[Path]:
     """Write the three files and return their paths. Raises MrgenError when the disk refuses."""
-    paths = [out_dir / f"{stem}.h5", out_dir / "report.json", out_dir / "figure.png"]
+    paths = [out_dir / f"{stem}.h5", out_dir / "figure.png", out_dir / "report.json"]  # this last, see `finished`
     try:
-        with replacing(paths) as (volume, report, figure):
+        with replacing(paths) as (volume, figure, report):
             _write_volume(volume, result)
             report.write_text(json.dumps(finite(_report(result)), indent=2, allow_nan=False) + "\n")
             _write_figure(figure, result)
     except OSError as error:
-        raise MrgenError(f"could not write the result to {out_dir} ({error}): free space or choose another") from None
+        raise MrgenError(
+            f"could not write the result to {out_dir} ({error}): free space, and the same command goes on"
+        ) from None
     return paths
 
 
@@ -134,6 +149,12 @@ def _write_volume(path: Path, result: Result) -> None:
         for name, array in arrays.items():
             if array is not None:
                 file[name] = np.asarray(array, dtype=np.float32)
+        if result.read_samples is not None:
+            count, *matrix = result.images["reconstruction"].shape
+            shape = (count, result.samples, *matrix)
+            volume = file.create_dataset("samples", shape, np.float32, chunks=(1, 1, *matrix))
+            for i in range(count):  # one slice at a time, as all may not fit into memory
+                volume[i] = result.read_samples(i)
         if result.header is not None:
             file["ismrmrd_header"] = anonymous_header(result.header)
         for name, value in attributes.items():
@@ -160,7 +181,9 @@ def _report(result: Result) -> dict[str, Any]:
         "seed": result.seed,
         "n_samples": result.samples,
         "prior_sha256": result.prior_sha256,
-        "seconds": result.seconds,
+        "seconds": {"reconstruction": round(sum(result.seconds), 2), "slices": result.seconds},
+        "resumed_slices": result.resumed,
+        "identity": result.identity,
     }
     if result.samples is not None:
         report["std_relative_sampling_error"] = 1 / math.sqrt(2 * (result.samples - 1))

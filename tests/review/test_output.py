@@ -39,7 +39,9 @@ def make_result(reference: bool = True, slices: int = 3) -> output.Result:
         prior_sha256="ab" * 32,
         recipe={"name": "posterior", "steps": 30},
         header="<ismrmrdHeader><subjectInformation><patientName>Doe</patientName></subjectInformation></ismrmrdHeader>",
-        seconds={"reconstruction": 1.0},
+        seconds=[1.0, 2.5, 1.25][:slices],
+        resumed=1,
+        identity="cd" * 32,
     )
 
 
@@ -78,6 +80,8 @@ def test_the_report_gives_every_figure_per_slice_and_volume(tmp_path):
         assert second["slice"] == 5
         assert second[name]["psnr"] == psnr(image[1], truth[1], peak)
     assert (report["R"], report["R_of_all_lines"], report["zero_filled_lines"]) == (1.9, 2.0, 1)
+    assert report["seconds"] == {"reconstruction": 4.75, "slices": [1.0, 2.5, 1.25]}
+    assert (report["resumed_slices"], report["identity"]) == (1, "cd" * 32)
     assert report["std_relative_sampling_error"] == pytest.approx(0.267, abs=1e-3)
     assert (
         report["metrics"]["volume_rss"]["reconstruction"]["psnr"]
