@@ -16,7 +16,8 @@ it was, and processes that share the folder share the E-step:
 
     run.json                            what all this was made from
     log.json                            scores of the priors, the one that EM started from first
-    round-01/samples/<slice>.safetensors   image (n, y, x, 2) float16: the samples under the prior before
+    round-01/samples/<slice>.safetensors   image (n, y, x, 2) float16: the samples under the prior before;
+                                        in the metadata sigma0 and R of the scan
     round-01/prior.safetensors          what was learned from them
 
 DiffEM (arXiv 2510.12691) learns a conditional denoiser D(x_t, u, sigma) in each round, where u is a simple
@@ -205,7 +206,8 @@ def _samples(
     run: Run, steps: Steps[P], prior: P, case: Case, number: int, held: bool
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What is stored of a case: its samples, and their score where lines are withheld of it."""
-    given, metadata = case.read().to(run.device), {}
+    given = case.read().to(run.device)
+    metadata: dict[str, Any] = {"sigma0": given.sigma0, "R": given.mask.numel() / float(given.mask.sum())}
     generator, wanted = run.generator(run.device, number, case.name), 1
     if held:
         whole, wanted = given, run.settings.held_out_samples
