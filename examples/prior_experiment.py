@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.job:
         job = next(job for job in experiment.jobs() if job.name == args.job)
         part, parts = (int(n) for n in args.part.split("/"))
-        job.run(part, parts, "cuda" if job.gpu else "cpu")
+        job.run(part, parts, "cuda" if job.gpu and torch.cuda.is_available() else "cpu")
         return
     if args.gpus:
         command = [sys.executable, str(Path(__file__).resolve()), *(arguments or sys.argv[1:])]

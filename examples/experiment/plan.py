@@ -65,6 +65,7 @@ TINY = Size(
     em={"held_out_slices": 2, "held_out_samples": 3},
     recipe=Recipe(description="tiny", steps=2, samples=2, cg_iterations=3),
     l1_iterations=5,
+    sampling_processes=2,
 )
 
 

@@ -8,6 +8,7 @@ oracle is taken scan by scan.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiment.data import COILS, SIGMA
-from experiment.plan import ABLATION, ARM_ROWS, CLASSICAL, MAIN, NOMINAL, ROWS, Experiment, key
+from experiment.plan import ARM_ROWS, CLASSICAL, NOMINAL, ROWS, Experiment, key
 from experiment.work import best_lambdas
 from mrgen import __version__
 from mrgen.prior.files import read_safetensors
@@ -37,9 +38,10 @@ def record(experiment: Experiment) -> Record:
         if all(file.exists() for file in files):
             figures[name] = [{"scan": n, **row} for n, file in enumerate(files) for row in json.loads(file.read_text())]
         if experiment.prior(name).exists():
-            metadata = read_safetensors(experiment.prior(name))[1]
-            priors[name] = {"stages": stages_of(metadata), "updates_planned": size.updates}
+            digest = hashlib.sha256(experiment.prior(name).read_bytes()).hexdigest()
+            priors[name] = {"sha256": digest, "stages": stages_of(read_safetensors(experiment.prior(name))[1])}
     tuned = sorted((experiment.folder / "tuning").glob("*.json"))
+    logs = sorted((experiment.folder / "priors" / "rounds").glob("*/log.json"))
     plain = {k: v for k, v in dataclasses.asdict(size).items() if k not in ("recipe", "protocol")}
     protocol = experiment.protocol(ROWS["gsure-fourier"], NOMINAL, 0).model_dump(mode="json", exclude={"description"})
     return {
@@ -55,6 +57,7 @@ def record(experiment: Experiment) -> Record:
         "recipe": size.recipe.model_dump(mode="json"),
         "lambdas": {f"{method} R={r:g}": value for (method, r), value in best_lambdas(tuned).items()},
         "priors": priors,
+        "em_logs": {log.parent.name: json.loads(log.read_text()) for log in logs},
         "figures": figures,
     }
 
@@ -110,25 +113,21 @@ def markdown(record: Record) -> str:
         mean, low, high = interval(each, person)
         return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
 
-    priors = [*MAIN, *ABLATION]
+    seeds = range(1, record["size"]["seeds"])
+    several = [name for name in ROWS if any(f"{name}-seed{seed}" in record["figures"] for seed in seeds)]
     arms = [f"{name}{suffix}" for name in ARM_ROWS for suffix in ["", *(f"@{arm['name']}" for arm in record["arms"])]]
-    seeds = {
-        name: sum(f"{name}-seed{s}" in record["figures"] for s in range(1, record["size"]["seeds"])) + 1
-        for name in MAIN
-    }
-    several = ", ".join(f"{name} {count}" for name, count in seeds.items() if count > 1 and name in record["figures"])
     lines = [
         f"{record['test_scans']} test scans of {len(set(person.values()))} people; {record['size']['scans']} training "
         f"scans of {record['people']} people; {record['size']['updates']} updates; mean of "
-        f"{record['recipe']['samples']} samples. Seeds: {several or 'one each'}.",
+        f"{record['recipe']['samples']} samples. Several seeds: {', '.join(several) or 'none'}.",
         "",
         "PSNR in dB [95 % interval over people] (SSIM)",
         "",
-        *_table(record, [*CLASSICAL, *priors], quality),
+        *_table(record, [*CLASSICAL, *ROWS], quality),
         "",
         "dB below the oracle [95 % interval over people]",
         "",
-        *_table(record, priors, gap),
+        *_table(record, [name for name in ROWS if name != "oracle"], gap),
     ]
     if any("@" in name for name in record["figures"]):
         lines += ["", "Learned from other scans, or told what is not so: dB below the oracle", ""]
