@@ -8,9 +8,9 @@ people that no prior was trained on, and writes the figures of every scan and th
 examples/experiment/plan.py says what is run and in which order; a line is printed for each job that is done.
 
 The same command goes on where it was, after --seconds or any other end, and with a complete work folder it only
-writes the tables. `priors/` and `figures/` of the work folder, and `tuning/`, are all that has to be kept from one
-machine to the next: a job whose outputs exist is not repeated, nor what it alone needs. --tiny runs everything within
-a minute on a CPU, with figures that mean nothing. The images are those of examples/train_bundled_prior.py.
+writes the tables. A job whose outputs exist is not repeated, nor what it alone needs: of the work folder, `figures/`,
+`tuning/` and the JSON files of `priors/` are all that has to go from one machine to the next. --tiny runs everything
+within a minute on a CPU, with figures that mean nothing. The images are those of examples/train_bundled_prior.py.
 
 Research use only. Not for diagnostic use.
 """

@@ -32,7 +32,7 @@ from mrgen.scans.scan import Slice
 from mrgen.scans.simulate import simulate_kspace
 from mrgen.settings import Sampling
 
-SIGMA = (0.005, 0.02)  # noise std over the 99th percentile of the image; scans take them in turn
+SIGMA = (0.005, 0.02)  # noise std over the 99th percentile of the image; four scans have the one, four the other
 COILS = (8, 16)
 ADULT = 100  # the person of the head volume, whom the template does not number
 
@@ -94,7 +94,7 @@ def _raw(
     image = torch.tensor(np.ascontiguousarray(head.pixels)).float() / 255
     image = vary_head(image, head.canvas, matrix, generator)
     coils = int(torch.randint(COILS[0], COILS[1] + 1, (), generator=generator))
-    noisy, clean, _ = simulate_kspace(image, coils, noise * SIGMA[number % 2], generator)
+    noisy, clean, _ = simulate_kspace(image, coils, noise * SIGMA[number // 4 % 2], generator)
     return noisy, clean
 
 

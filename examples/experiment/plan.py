@@ -43,7 +43,7 @@ class Size:
     updates: int = 8000
     seeds: int = 3  # of the two headline rows
     protocol: dict[str, Any] = field(default_factory=dict)  # what differs from protocols/head.toml
-    em: dict[str, Any] = field(default_factory=dict)
+    em: dict[str, Any] = field(default_factory=lambda: {"held_out_slices": 16})
     em_recipe: str = "em"
     recipe: Recipe = field(default_factory=lambda: load(Recipe, "posterior"))
     l1_iterations: int = 100
@@ -152,7 +152,7 @@ class Experiment:
     def protocol(self, row: Row, arm: Arm, seed: int) -> Protocol:
         size, base = self.size, load(Protocol, "head").model_copy(update=self.size.protocol)
         changes = {"steps": round(row.share * size.updates), "seed": seed, **row.training}
-        rounds = {"samples": 1, "recipe": size.em_recipe, "updates": round(row.round_share * size.updates), **size.em}
+        rounds = {"recipe": size.em_recipe, "updates": round(row.round_share * size.updates), **size.em}
         if row.gate is not None:
             rounds["gate"] = row.gate
         return base.model_copy(
@@ -192,15 +192,16 @@ class Experiment:
     def training(self, row: Row, arm: Arm, seed: int) -> Job:
         protocol, scans = self.protocol(row, arm, seed), self.scans(arm.scans.name)
         out, name = self.prior(key(row, arm, seed)), f"train/{key(row, arm, seed)}"
-        needs: tuple[str, ...] = (f"simulate/{arm.scans.name}",)
+        outputs, needs = (out, out.with_suffix(".json")), [f"simulate/{arm.scans.name}"]
         if not row.em:
-            return Job(name, _alone(partial(work.train_prior, protocol, scans, arm, out)), (out,), needs)
+            return Job(name, _alone(partial(work.train_prior, protocol, scans, arm, out)), outputs, (*needs,))
         start = None
         if row.start is not None:
             first = key(ROWS[row.start], arm, seed)
-            start, needs = self.prior(first), (*needs, f"train/{first}")
+            start = self.prior(first)
+            needs.append(f"train/{first}")
         run = partial(work.better_prior, protocol, scans, arm, start, row.rounds, row.diffem, out)
-        return Job(name, _alone(run), (out,), needs, self.size.sampling_processes)
+        return Job(name, _alone(run), outputs, (*needs,), self.size.sampling_processes)
 
     def evaluation(self, row: Row, arm: Arm, seed: int) -> Job:
         trained = key(ROWS[row.of or row.name], arm, seed)

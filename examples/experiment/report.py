@@ -8,7 +8,6 @@ oracle is taken scan by scan.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -20,8 +19,6 @@ from experiment.data import COILS, SIGMA
 from experiment.plan import ARM_ROWS, CLASSICAL, NOMINAL, ROWS, Experiment, key
 from experiment.work import best_lambdas
 from mrgen import __version__
-from mrgen.prior.files import read_safetensors
-from mrgen.prior.mstep import stages_of
 
 RESAMPLES = 4000
 
@@ -37,11 +34,9 @@ def record(experiment: Experiment) -> Record:
         files = experiment.figures(name)
         if all(file.exists() for file in files):
             figures[name] = [{"scan": n, **row} for n, file in enumerate(files) for row in json.loads(file.read_text())]
-        if experiment.prior(name).exists():
-            digest = hashlib.sha256(experiment.prior(name).read_bytes()).hexdigest()
-            priors[name] = {"sha256": digest, "stages": stages_of(read_safetensors(experiment.prior(name))[1])}
+        if (story := experiment.prior(name).with_suffix(".json")).exists():
+            priors[name] = json.loads(story.read_text())
     tuned = sorted((experiment.folder / "tuning").glob("*.json"))
-    logs = sorted((experiment.folder / "priors" / "rounds").glob("*/log.json"))
     plain = {k: v for k, v in dataclasses.asdict(size).items() if k not in ("recipe", "protocol")}
     protocol = experiment.protocol(ROWS["gsure-fourier"], NOMINAL, 0).model_dump(mode="json", exclude={"description"})
     return {
@@ -57,7 +52,6 @@ def record(experiment: Experiment) -> Record:
         "recipe": size.recipe.model_dump(mode="json"),
         "lambdas": {f"{method} R={r:g}": value for (method, r), value in best_lambdas(tuned).items()},
         "priors": priors,
-        "em_logs": {log.parent.name: json.loads(log.read_text()) for log in logs},
         "figures": figures,
     }
 

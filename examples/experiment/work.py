@@ -6,6 +6,7 @@ peak is the reference's maximum. Files of figures hold rows {"R", "person", "sig
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -26,6 +27,7 @@ from mrgen.prior.data import item_of
 from mrgen.prior.em import Case, Run, expectation_maximisation
 from mrgen.prior.files import load_prior, read_safetensors, save_gaussian
 from mrgen.prior.gaussian import fit_gaussian
+from mrgen.prior.mstep import stages_of
 from mrgen.prior.train import train
 from mrgen.review.metrics import best_scale, psnr_fit, ssim
 from mrgen.scans.scan import Slice
@@ -47,6 +49,7 @@ def train_prior(protocol: Protocol, scans: Path, arm: Arm, out: Path, device: st
     unfinished = out.parent / "training" / out.name
     train(data(scans, arm, device), protocol, unfinished, device=device, report=say)
     os.replace(unfinished, out)
+    write_story(out)
     unfinished.with_suffix(".checkpoint.safetensors").unlink()
 
 
@@ -67,7 +70,14 @@ def better_prior(
     steps, settings = network_steps(protocol, device, say, diffem)
     cases = [Case(scan.file.stem, scan.mask[0], partial(read, scan, arm)) for scan in stored]
     run = Run(cases, start, folder, protocol.em, settings, protocol.training.seed, device)
-    expectation_maximisation(run, steps, rounds, out, say)
+    write_story(out, expectation_maximisation(run, steps, rounds, out, say))
+
+
+def write_story(prior: Path, em_log: list[dict[str, Any]] | None = None) -> None:
+    """How a prior came about, in a small file beside it."""
+    digest = hashlib.sha256(prior.read_bytes()).hexdigest()
+    stages = stages_of(read_safetensors(prior)[1])
+    write_json(prior.with_suffix(".json"), {"sha256": digest, "stages": stages, "em_log": em_log})
 
 
 def figures(image: Tensor, reference: Tensor, slice_: Slice, acceleration: float, person: int) -> dict[str, Any]:
@@ -88,7 +98,7 @@ def undersampled(file: Path, device: str) -> Iterable[tuple[float, Slice, Tensor
 def write_json(path: Path, content: object) -> None:
     """The file appears as a whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".partial")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.partial")
     unfinished.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(unfinished, path)
 
