@@ -20,16 +20,22 @@ from mrgen.prior.mstep import learn_from_samples
 from mrgen.scans.scan import Slice
 from mrgen.settings import Protocol, Recipe, load
 
+STACK = 2**26  # numbers of k-space in slices that are sampled at once: 0.5 GB, which a GPU needs about ten times
+
 
 def several_samples(
     slices: Sequence[Slice], prior: Prior, recipe: Recipe, generators: Sequence[torch.Generator]
 ) -> list[Tensor]:
-    """`recipe.samples` posterior samples (n, y, x) of each slice; those of one matrix size are drawn together."""
+    """`recipe.samples` posterior samples (n, y, x) of each slice.
+
+    Those of one matrix size, sampled along lines, are drawn together, while they and their coils fit into STACK.
+    """
     stacks: dict[object, list[int]] = {}
     for i, slice_ in enumerate(slices):
         stacks.setdefault(i if slice_.mask.ndim > 1 else slice_.kspace.shape[1:], []).append(i)
     found: dict[int, Tensor] = {}
-    for members in stacks.values():
+    room = max(1, STACK // max(slice_.kspace.numel() for slice_ in slices))
+    for members in (m[i : i + room] for m in stacks.values() for i in range(0, len(m), room)):
         chosen, own = [slices[i] for i in members], [generators[i] for i in members]
         if chosen[0].mask.ndim > 1:
             found[members[0]] = posterior_samples(chosen[0], prior, recipe, own[0])

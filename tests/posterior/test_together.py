@@ -21,7 +21,7 @@ def measured(seed: int, coils: int, sigma0: float, shape: tuple[int, int] = (20,
     g = torch.Generator().manual_seed(seed)
     maps = torch.randn(coils, *shape, dtype=torch.complex64, generator=g)
     maps = maps / maps.abs().square().sum(0).sqrt()
-    maps[:, :3] = 0
+    maps[:, : 3 + seed] = 0
     line = (torch.arange(shape[1]) + seed) % (2 + seed) == 0
     line[shape[1] // 2 - 3 : shape[1] // 2 + 3] = True
     slice_ = Slice(torch.zeros_like(maps), line.float(), maps, sigma0, 1.0, None)
@@ -63,7 +63,12 @@ def test_fewer_coils_have_draws_of_the_same_law() -> None:
     assert float(found.var(0).mean()) == pytest.approx(float(alone.var(0).mean()), rel=0.05)
 
 
-def test_other_matrix_sizes_are_stacks_of_their_own_and_points_go_alone() -> None:
+@pytest.mark.parametrize("room", [2**26, 2000])
+def test_other_matrix_sizes_are_stacks_of_their_own_and_points_go_alone(
+    monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """Nor are there more at once than there is room for: here each slice goes alone."""
+    monkeypatch.setattr("mrgen.posterior.em.STACK", room)
     slices = [measured(0, 3, 0.1), measured(1, 3, 0.1, (16, 24)), measured(2, 3, 0.1)]
     points = replace(slices[0], mask=slices[0].mask.expand(20, 32).clone())
     with pytest.raises(ValueError, match="one matrix size"):
