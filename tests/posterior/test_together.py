@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 
 from mrgen.errors import MrgenError
+from mrgen.posterior.baselines import cg_sense
 from mrgen.posterior.em import several_samples
-from mrgen.posterior.reconstruct import posterior_samples
+from mrgen.posterior.guidance import Proximal
+from mrgen.posterior.reconstruct import START_ITERATIONS, posterior_samples
+from mrgen.posterior.samplers import SAMPLERS, noise_levels
 from mrgen.posterior.together import sample_together, stack
 from mrgen.prior.files import Prior
+from mrgen.prior.objectives import complex_noise
 from mrgen.scans.scan import Slice
 from mrgen.settings import Recipe
 
@@ -36,6 +40,16 @@ def denoise(x_t: Tensor, sigma: Tensor) -> Tensor:
 PRIOR = Prior(denoise, {"sigma_min": 0.05, "sigma_max": 20.0, "sigma_data": 0.4}, "")
 
 
+def by_itself(slice_: Slice, recipe: Recipe, seed: int) -> Tensor:
+    """One sample (y, x) by `Proximal`."""
+    g, levels = torch.Generator().manual_seed(seed), noise_levels(recipe.sigma_max, 0.05, recipe.steps)
+    draw = g if recipe.sampler == "decoupled" else None
+    alone = Proximal(denoise, slice_, None, iterations=recipe.cg_iterations, draw=draw, draw_above=float(levels[-1]))
+    start = cg_sense(slice_, 0.01, START_ITERATIONS)[None]
+    x = start + recipe.sigma_max * complex_noise(start, g)
+    return SAMPLERS[recipe.sampler](alone, x, levels, g)[0]
+
+
 @pytest.mark.parametrize(("sampler", "coils"), [("ddim", (3, 5, 4)), ("decoupled", (4, 4, 4))])
 def test_together_as_one_by_one(sampler: str, coils: tuple[int, ...]) -> None:
     """With draws of noise for as many coils; fewer coils draw other numbers of the same law."""
@@ -43,9 +57,8 @@ def test_together_as_one_by_one(sampler: str, coils: tuple[int, ...]) -> None:
     recipe = Recipe(description="d", sampler=sampler, steps=5, cg_iterations=8)  # type: ignore[arg-type]
     generators = [torch.Generator().manual_seed(n) for n in range(3)]
     found = sample_together(slices, PRIOR, recipe, generators)
-    one = recipe.model_copy(update={"samples": 1})
     for n, (slice_, sample) in enumerate(zip(slices, found, strict=True)):
-        alone = posterior_samples(slice_, PRIOR, one, torch.Generator().manual_seed(n))[0]
+        alone = by_itself(slice_, recipe, n)
         assert float(alone.abs().max()) > 0.5
         torch.testing.assert_close(sample, alone, rtol=0, atol=2e-4)
 
@@ -80,10 +93,11 @@ def test_other_matrix_sizes_are_stacks_of_their_own_and_points_go_alone(
     found = several_samples(given, PRIOR, recipe, [torch.Generator().manual_seed(n) for n in range(4)])
     assert [x.shape for x in found] == [(2, *s.kspace.shape[1:]) for s in given]
     for n, (slice_, samples) in enumerate(zip(given, found, strict=True)):
-        count = 2 if n == 3 else 1
-        one = recipe.model_copy(update={"samples": count})
-        alone = posterior_samples(slice_, PRIOR, one, torch.Generator().manual_seed(n))
-        torch.testing.assert_close(samples[:count], alone, rtol=0, atol=2e-4)
+        if n == 3:
+            alone = posterior_samples(slice_, PRIOR, recipe, torch.Generator().manual_seed(n))[0]
+        else:
+            alone = by_itself(slice_, recipe, n)
+        torch.testing.assert_close(samples[0], alone, rtol=0, atol=2e-4)
         assert (samples[0] - samples[1]).abs().max() > 1e-3
 
 
