@@ -41,7 +41,7 @@ PRIOR = Prior(denoise, {"sigma_min": 0.05, "sigma_max": 20.0, "sigma_data": 0.4}
 
 
 def by_itself(slice_: Slice, recipe: Recipe, seed: int) -> Tensor:
-    """One sample (y, x) by `Proximal`; its solve should converge, as that of a stack may be preconditioned otherwise."""
+    """One sample (y, x) by `Proximal`; its solve should converge: a stack may be preconditioned otherwise."""
     g, levels = torch.Generator().manual_seed(seed), noise_levels(recipe.sigma_max, 0.05, recipe.steps)
     draw = g if recipe.sampler == "decoupled" else None
     alone = Proximal(denoise, slice_, None, iterations=recipe.cg_iterations, draw=draw, draw_above=float(levels[-1]))
