@@ -107,6 +107,7 @@ class EM(Settings):
     recipe: str = Field("posterior", description="name of the recipe that draws them")
     updates: int = Field(2500, ge=1, description="of an M-step that goes on from the network before")
     relaxation: float = Field(1.0, ge=1, lt=2, description="eta of the M-step; 1 is plain EM")
+    gate: float = Field(2.5, ge=0, description="samples serve noise levels above gate sqrt(R) sigma0; 0: all levels")
     held_out: float = Field(0.1, gt=0, lt=1, description="share of the lines outside the centre that is withheld")
     held_out_slices: int = Field(32, ge=2, description="slices that lines are withheld of")
     held_out_samples: int = Field(8, ge=3, description="posterior samples of each of those slices")
