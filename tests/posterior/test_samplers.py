@@ -4,7 +4,7 @@ import pytest
 import torch
 from gaussian import SHAPE, case, denoise, power
 
-from mrgen.posterior.guidance import Proximal
+from mrgen.posterior.proximal import Proximal
 from mrgen.posterior.samplers import SAMPLERS, noise_levels
 
 COUNT = 1_000  # relative standard error of a complex std: 1 / (2 sqrt(1000)) = 1.6 % a pixel, 0.3 % over 48 pixels
