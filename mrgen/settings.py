@@ -147,7 +147,7 @@ class Recipe(Settings):
     steps: int = Field(20, ge=2, description="noise levels")
     samples: int = Field(8, ge=2, description="posterior samples per slice")
     sigma_max: float = Field(5.0, gt=0, description="noise level where sampling starts, scaled image units")
-    cg_iterations: int = Field(30, ge=1)
+    cg_iterations: int = Field(10, ge=1, description="per noise level, of proximal and mmps")
     ensemble: int = Field(0, ge=0, description="masks that the denoiser is averaged over, 0: it sees all of k-space")
     regularisation: float = Field(0.01, gt=0, description="lambda of sense and l1-wavelet, scaled image units")
     iterations: int = Field(60, ge=1, description="iterations of sense and l1-wavelet")

@@ -27,23 +27,11 @@ from torch import Tensor
 from mrgen.physics.cg import conjugate_gradient
 from mrgen.physics.fourier import fft2c, ifft2c
 from mrgen.physics.operators import sense_normal
+from mrgen.posterior.precondition import Preconditioner
 from mrgen.prior.denoiser import Denoise
 from mrgen.prior.objectives import complex_noise
 from mrgen.prior.spectrum import Rings, excess_power
 from mrgen.scans.scan import Slice
-
-
-def fourier_diagonal(maps: Tensor, mask: Tensor) -> Tensor:
-    """The diagonal of F A^H A F^H for A = M F S, (ky, kx): how much of each frequency the scan measures.
-
-    Element k is sum_c sum_q M_q |S_c(q - k)|^2 / N with S_c(q) the Fourier transform of a coil map (coil, y, x), a
-    correlation of the mask with the power of the maps.
-    """
-    spread = fft2c(maps).abs().square().sum(-3)
-    sampled = mask.expand(spread.shape).to(spread)
-    correlation = fft2c(ifft2c(sampled + 0j) * ifft2c(spread + 0j).conj()).real
-    diagonal: Tensor = (correlation / spread.numel() ** 0.5).clamp_min(0)
-    return diagonal
 
 
 class Proximal:
@@ -69,7 +57,7 @@ class Proximal:
         self.operator = slice_.operator()
         self.adjoint_data = self.operator.adjoint(slice_.kspace)
         self.normal = sense_normal(slice_.maps, slice_.mask)
-        self.measured = fourier_diagonal(slice_.maps, slice_.mask)
+        self.preconditioner = Preconditioner(slice_)
         self.rings = Rings(slice_.mask, (slice_.kspace.shape[-2], slice_.kspace.shape[-1]))
 
     def covariance(self, mean: Tensor, sigma: Tensor) -> Tensor:
@@ -100,6 +88,6 @@ class Proximal:
             lambda w: whitened(self.normal(ifft2c(root * w))) + w,
             rhs,
             iterations=self.iterations,
-            precondition=lambda r: r / (self.measured * root.square() + 1),
+            precondition=self.preconditioner(root.square()),
         )
         return self.support * (mean + sigma0 * ifft2c(root * w))

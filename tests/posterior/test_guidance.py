@@ -9,7 +9,8 @@ from gaussian import SHAPE, SIGMA0, case, denoise, power
 
 from mrgen.physics.fourier import fft2c, ifft2c
 from mrgen.physics.operators import Fourier
-from mrgen.posterior.proximal import Proximal, fourier_diagonal
+from mrgen.posterior.precondition import fourier_diagonal
+from mrgen.posterior.proximal import Proximal
 from mrgen.prior.spectrum import power_spectrum
 from mrgen.scans.scan import Slice
 
