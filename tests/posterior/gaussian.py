@@ -36,10 +36,11 @@ class Case:
     covariance: Tensor  # (N, N)
 
 
-def case(seed: int = 0) -> Case:
+def case(seed: int = 0, coils: int = 3) -> Case:
+    """Random coil maps; a single coil has the map 1."""
     g = torch.Generator().manual_seed(seed)
-    maps = torch.randn(3, *SHAPE, dtype=torch.complex128, generator=g)
-    maps = maps / maps.abs().square().sum(0).sqrt()
+    maps = torch.randn(coils, *SHAPE, dtype=torch.complex128, generator=g)
+    maps = maps / maps.abs().square().sum(0).sqrt() if coils > 1 else torch.ones_like(maps)
     mask = torch.tensor([1.0, 0, 1, 1, 0, 0], dtype=torch.float64)
     x = ifft2c(power().sqrt() * torch.randn(SHAPE, dtype=torch.complex128, generator=g))
     slice_ = Slice(torch.zeros_like(maps), mask, maps, SIGMA0, 1.0, None)
