@@ -4,7 +4,7 @@ x ~ CN(0, F^H diag(P) F) has the denoiser D(x_t) = F^H P / (P + sigma^2) F x_t a
 covariance C = (A^H A / sigma0^2 + F^H diag(1/P) F)^-1 and mean C A^H y / sigma0^2.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -51,3 +51,9 @@ def case(seed: int = 0, coils: int = 3) -> Case:
     precision = a.mH @ a / SIGMA0**2 + f.mH @ torch.diag(1 / power().flatten() + 0j) @ f
     covariance = torch.linalg.inv(precision)
     return Case(slice_, (covariance @ a.mH @ y.flatten() / SIGMA0**2).reshape(SHAPE), covariance)
+
+
+def single(slice_: Slice) -> Slice:
+    """The same in single precision, as scans come."""
+    kspace, maps = (t.to(torch.complex64) for t in (slice_.kspace, slice_.maps))
+    return replace(slice_, kspace=kspace, maps=maps, mask=slice_.mask.float())
