@@ -4,7 +4,8 @@
 
 Every guidance sees the same undersampled slice, prior and noise grid, and starts from the same noise. The sampler is
 `--sampler` for all, as only `proximal` can go with `decoupled`; the default recipe's own pair stands beside them. dps
-takes `--dps-steps` levels and the grid `log`, for it needs many.
+takes `--dps-steps` levels and the grid `log`, for it needs many. sigma_max = 0.5 leaves out the levels at which a
+learned Jacobian says little about the covariance.
 
 PSNR (dB, after a best scalar fit) is of the mean of n magnitudes, and the average over single samples, against the
 magnitude of the fully sampled coil combination S^H y: the RSS has a background of noise that no coil combination has.
@@ -105,6 +106,13 @@ def quality(slice_: Slice, reference: Tensor, prior: Prior, arguments: argparse.
         "proximal": common,
         "proximal, spectral": {**common, "covariance": "spectral"},
         "mmps": {**common, "guidance": "mmps", "cg_iterations": arguments.mmps_iterations},
+        "proximal, sigma_max 0.5": {**common, "sigma_max": 0.5},
+        "mmps, sigma_max 0.5": {
+            **common,
+            "guidance": "mmps",
+            "cg_iterations": arguments.mmps_iterations,
+            "sigma_max": 0.5,
+        },
         "dps": {"guidance": "dps", "sampler": "ancestral", "grid": "log", "steps": arguments.dps_steps},
     }
     rows = {}
@@ -155,7 +163,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=16, help="noise levels (16)")
     parser.add_argument("--dps-steps", type=int, default=100, help="noise levels of dps (100)")
     parser.add_argument("--sampler", default="multistep", help="of proximal and mmps (multistep)")
-    parser.add_argument("--mmps-iterations", type=int, default=5, help="CG iterations of mmps (5)")
+    parser.add_argument("--mmps-iterations", type=int, default=3, help="CG iterations of mmps (3)")
     parser.add_argument("--crop", type=int, default=0, help="crop k-space to this size; 0: leave it (0)")
     parser.add_argument("--converged", type=int, default=200, help="CG iterations of the converged answer (200)")
     parser.add_argument("--seed", type=int, default=0)

@@ -8,8 +8,8 @@ constant where the levels are equally spaced in log(sigma). So the same step, sa
 
 with J the denoiser's Jacobian and the rms over the m sampled values, so that zeta, in image units, means the same for
 any matrix, number of coils and R; the paper's is zeta (1 - (sigma_s / sigma_t)^2) sqrt(m) / 2. Too large a zeta for the
-number of steps diverges. sigma0 appears nowhere: the samples are no draws of the posterior, and their spread is whatever
-zeta and the steps make of it. For comparison.
+number of steps diverges. sigma0 appears nowhere: the samples are no draws of the posterior, and their spread is what
+zeta makes of it. For comparison.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The posterior in closed form where A is diagonal in Fourier space: one coil whose map is 1 (or 0, outside the object).
+"""`fourier` guidance: in closed form, as A is diagonal in Fourier space for one coil whose map is 1 (0 outside).
 
 There y = M F x + z, and V_t = F^H diag(v) F of mrgen.posterior.proximal is diagonal too. Frequency by frequency
 

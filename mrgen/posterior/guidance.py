@@ -55,7 +55,7 @@ def guide(
     draw: torch.Generator | None = None,
     draw_above: float = 0.0,
 ) -> Denoise:
-    """The posterior denoiser of a slice that `recipe.guidance` names; `proximal` takes the closed form where it applies.
+    """The posterior denoiser that `recipe.guidance` names; `proximal` takes the closed form where it applies.
 
     `sigma_data` is the rms of the prior's images, for an isotropic V_t. With `draw` it returns draws at levels above
     `draw_above`, if it can. Raises MrgenError where the guidance does not apply to the scan.

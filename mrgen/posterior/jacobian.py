@@ -1,7 +1,7 @@
 """The transposed Jacobian of a denoiser, by back-propagation to its input.
 
-A network sees real and imaginary part as two channels, so D is differentiable in the real sense only: its Jacobian J is
-a real 2N x 2N matrix, linear in v over the real numbers and not, in general, over the complex ones. J^T is its transpose
+A network sees real and imaginary part as two channels, so D is differentiable in the real sense only: its Jacobian J
+is a real 2N x 2N matrix, linear over the real numbers and not, in general, over the complex ones. J^T is its transpose
 for the inner product Re <a, b>, which is what autograd returns for a complex v.
 """
 

@@ -84,10 +84,14 @@ class Proximal:
         rhs = whitened(residual) / sigma0
         if draw is not None:
             rhs = rhs + complex_noise(rhs, draw)
+        return self.support * (mean + self.solve(root, rhs))
+
+    def solve(self, root: Tensor, rhs: Tensor) -> Tensor:
+        """V^(1/2) w in the image (n, y, x), for `root` = V^(1/2) / sigma0 and the right-hand side (n, ky, kx)."""
         w = conjugate_gradient(
-            lambda w: whitened(self.normal(ifft2c(root * w))) + w,
+            lambda w: root * fft2c(self.normal(ifft2c(root * w))) + w,
             rhs,
             iterations=self.iterations,
             precondition=self.preconditioner(root.square()),
         )
-        return self.support * (mean + sigma0 * ifft2c(root * w))
+        return self.slice.sigma0 * ifft2c(root * w)

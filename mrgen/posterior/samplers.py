@@ -1,8 +1,10 @@
 """Samplers: from noise at sigma_max to an image, given any denoiser; prior or posterior, they cannot tell.
 
 Each is a plain function (denoise, x, sigmas, generator) -> x_0, with x (batch, y, x) at noise level sigmas[0] and
-`sigmas` falling. All follow dx/dsigma = (x - D(x, sigma)) / sigma, the probability-flow ODE (Song et al., arXiv
-2011.13456) in the notation of Karras et al., arXiv 2206.00364, and all end with the denoised image at the last level.
+`sigmas` falling. `ddim`, `multistep` and `heun` follow dx/dsigma = (x - D(x, sigma)) / sigma, the probability-flow ODE
+(Song et al., arXiv 2011.13456) in the notation of Karras et al., arXiv 2206.00364; `ancestral` and `decoupled` have the
+same marginals with fresh noise at every level. All end with the denoised image at the last level, so what the posterior
+still leaves open given x_t at sigma_min is missing from the spread: choose sigma_min well below sigma0.
 """
 
 from __future__ import annotations

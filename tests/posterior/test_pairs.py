@@ -88,7 +88,12 @@ def pairs(*guidances: str, slow: tuple[tuple[str, str], ...] = ()) -> list:
 
 @pytest.mark.parametrize(
     ("guidance", "sampler"),
-    pairs("proximal", "fourier", "mmps", slow=(("mmps", "ddim"), ("mmps", "ancestral"))),
+    pairs(
+        "proximal",
+        "fourier",
+        "mmps",
+        slow=(("mmps", "ddim"), ("mmps", "heun"), ("mmps", "ancestral"), ("proximal", "ancestral")),
+    ),
 )
 def test_a_gaussian_posterior(guidance: str, sampler: str) -> None:
     found = pair_on_a_gaussian(guidance, sampler)
@@ -123,9 +128,9 @@ MIXTURE = mixture.Mixture()
 SPREAD = (mixture.WEIGHTS[:, None, None] * mixture.powers()).sum(0)  # a stationary P for the whole mixture
 
 # mean (sd), sd (relative), covariance (relative): measured, and rounded up. docs/method.md has the measured ones.
-TOLERANCE = {"exact": Errors(0.06, 0.05, 0.2), "mmps": Errors(0.1, 0.06, 0.35), "proximal": Errors(0.25, 0.15, 0.7)}
+TOLERANCE = {"exact": Errors(0.06, 0.05, 0.2), "mmps": Errors(0.1, 0.06, 0.35), "proximal": Errors(0.25, 0.2, 0.9)}
 # all but the cheapest sampler for each
-SLOW = tuple((g, s) for g in TOLERANCE for s in SAMPLERS if s not in ("multistep", "decoupled"))
+SLOW = (*((g, s) for g in TOLERANCE for s in SAMPLERS if s not in ("multistep", "decoupled")), ("mmps", "multistep"))
 
 
 @pytest.mark.parametrize(("guidance", "sampler"), pairs(*TOLERANCE, slow=SLOW))
@@ -142,7 +147,6 @@ def test_a_mixture_posterior(guidance: str, sampler: str) -> None:
     samples = SAMPLERS[sampler](denoise, noise(800 if guidance == "exact" else 300, generator), sigmas, generator)
     weights, mean, covariance = MIXTURE.moments()
     found, allowed = sample_errors(samples, mean, covariance), TOLERANCE[guidance]
-    print(guidance, sampler, found)
     assert found.mean < allowed.mean
     assert abs(found.sd) < allowed.sd
     assert found.covariance < allowed.covariance

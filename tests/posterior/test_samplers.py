@@ -7,6 +7,7 @@ from gaussian import SHAPE, denoise, power
 from mrgen.physics.fourier import fft2c
 from mrgen.posterior.samplers import GRIDS, SAMPLERS, noise_levels
 
+
 def test_prior_samples_have_the_prior_spectrum() -> None:
     generator = torch.Generator().manual_seed(0)
     sigmas = noise_levels(20.0, 0.002, 32).double()
