@@ -14,10 +14,10 @@ at no cost beside a backward pass; CG starts from there.
 
 What is assumed. x given x_t is Gaussian: exact for a Gaussian image, at small sigma_t and at large. J is symmetric and
 positive semi-definite, as that of the exact E[x | x_t] is; a learned network's is so only roughly, and CG is told J^T.
-It is not made positive: an image whose CG meets a direction with less than half of sigma0^2, where the noise alone gives
-all of it, keeps the v that it has.
-x need not be circular: with real and imaginary part as separate unknowns the noise covariances are sigma0^2 / 2 and
-sigma_t^2 / 2, the halves cancel, and the solve, with inner products Re <a, b>, holds for any real 2N x 2N J.
+It is not made positive: an image whose CG meets a direction with less than half of sigma0^2, where the noise alone
+gives all of it, keeps the v that it has. x need not be circular: with real and imaginary part as separate unknowns the
+noise covariances are sigma0^2 / 2 and sigma_t^2 / 2, the halves cancel, and the solve, with inner products Re <a, b>,
+holds for any real 2N x 2N J.
 """
 
 from __future__ import annotations

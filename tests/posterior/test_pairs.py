@@ -2,7 +2,7 @@
 
 Gaussian image: all but `dps` are exact there, so a pair is only as far off as its steps. Guidance and the deterministic
 samplers are then affine maps, and the mean and covariance of the samples follow from one sample for each basis vector,
-without Monte Carlo. Mixture: what the Gaussian assumption about x given x_t costs, with the tolerances of docs/method.md.
+without Monte Carlo. Mixture: what a Gaussian x given x_t costs, with the tolerances of docs/method.md.
 """
 
 from __future__ import annotations
