@@ -149,7 +149,8 @@ def line_gram(maps: Tensor, mask: Tensor, *, sets: bool = False) -> Tensor | Non
     index = torch.arange(n, device=maps.device)
     spread = offset[(index[:, None] - index[None, :]) % n].repeat(count, count)
     rows = maps.reshape(count, -1, *maps.shape[-2:]).permute(2, 1, 0, 3).flatten(2)  # (y, coil, set * x)
-    return (rows.mH @ rows) * spread
+    gram: Tensor = (rows.mH @ rows) * spread
+    return gram
 
 
 def sense_normal(maps: Tensor, mask: Tensor, *, sets: bool = False) -> Callable[[Tensor], Tensor]:
