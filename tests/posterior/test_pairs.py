@@ -62,7 +62,7 @@ def pair_on_a_gaussian(guidance: str, sampler: str) -> Errors:
     denoise: Denoise = {
         "proximal": lambda: Proximal(gaussian.denoise, c.slice_, gaussian.power(), iterations=15, draw=draw),
         "fourier": lambda: ClosedForm(gaussian.denoise, c.slice_, gaussian.power(), draw=draw),
-        "mmps": lambda: Mmps(gaussian.denoise, c.slice_, iterations=25),
+        "mmps": lambda: Mmps(gaussian.denoise, c.slice_, iterations=5),
     }[guidance]()
     sigmas = noise_levels(SIGMA_MAX, SIGMA_MIN, STEPS[sampler]).double()
     if sampler == "decoupled":
@@ -141,7 +141,7 @@ def test_a_mixture_posterior(guidance: str, sampler: str) -> None:
     denoise: Denoise = {
         "exact": lambda: MIXTURE.guided,
         "proximal": lambda: Proximal(MIXTURE.denoise, MIXTURE.slice, SPREAD, iterations=15, draw=draw),
-        "mmps": lambda: Mmps(MIXTURE.denoise, MIXTURE.slice, iterations=20),
+        "mmps": lambda: Mmps(MIXTURE.denoise, MIXTURE.slice, iterations=5),
     }[guidance]()
     sigmas = noise_levels(SIGMA_MAX, SIGMA_MIN, 2 * STEPS[sampler] if draw else STEPS[sampler]).double()
     samples = SAMPLERS[sampler](denoise, noise(800 if guidance == "exact" else 300, generator), sigmas, generator)
