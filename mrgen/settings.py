@@ -138,15 +138,28 @@ class Recipe(Settings):
 
     description: str
     method: Literal["posterior", "zero-filled", "sense", "l1-wavelet"] = "posterior"
+    guidance: Literal["proximal", "fourier", "mmps", "dps"] = "proximal"
     covariance: Literal["residual", "spectral", "isotropic"] = Field("residual", description="of x given x_t")
-    sampler: Literal["ddim", "multistep", "heun", "ancestral", "decoupled"] = "decoupled"
+    zeta: float = Field(0.1, gt=0, description="step size of dps, scaled image units")
+    sampler: Literal["ddim", "multistep", "heun", "ancestral", "decoupled"] = Field(
+        "decoupled", validate_default=True, description="decoupled: with proximal and fourier only"
+    )
+    grid: Literal["karras", "log", "cosine"] = Field("karras", description="how the noise levels are spaced")
     steps: int = Field(20, ge=2, description="noise levels")
     samples: int = Field(8, ge=2, description="posterior samples per slice")
     sigma_max: float = Field(5.0, gt=0, description="noise level where sampling starts, scaled image units")
-    cg_iterations: int = Field(30, ge=1)
+    cg_iterations: int = Field(10, ge=1, description="per noise level, of proximal and mmps")
     ensemble: int = Field(0, ge=0, description="masks that the denoiser is averaged over, 0: it sees all of k-space")
     regularisation: float = Field(0.01, gt=0, description="lambda of sense and l1-wavelet, scaled image units")
     iterations: int = Field(60, ge=1, description="iterations of sense and l1-wavelet")
+
+    @field_validator("sampler")
+    @classmethod
+    def _take_draws_from_what_draws(cls, sampler: str, info: ValidationInfo) -> str:
+        guidance = info.data.get("guidance")
+        if sampler == "decoupled" and guidance in ("mmps", "dps"):
+            raise ValueError(f"decoupled needs draws and guidance {guidance} gives means: take heun or another sampler")
+        return sampler
 
 
 Kind = TypeVar("Kind", Protocol, Recipe)

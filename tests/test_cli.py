@@ -21,7 +21,7 @@ from mrgen.errors import MrgenError
 from mrgen.posterior.reconstruct import reconstruct
 from mrgen.review import output, run
 from mrgen.scans.prepare import undersampling_mask
-from mrgen.settings import Sampling
+from mrgen.settings import Recipe, Sampling, settings_folder
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -103,6 +103,19 @@ def test_a_fully_sampled_scan_from_end_to_end(mrgen, full, tmp_path, recipe):
     written = header + text + (out / "report.json").read_text()
     for secret in ("Doe", "Jane", "Q4711Z", "2001-02-03"):
         assert secret not in written
+
+
+@pytest.mark.parametrize("guidance", ["mmps", "dps"])
+def test_guidance_by_back_propagation_from_end_to_end(mrgen, full, tmp_path, guidance):
+    """The shipped recipe, with fewer levels; the shipped prior, which is frozen."""
+    text = (settings_folder(Recipe) / f"{guidance}.toml").read_text()
+    recipe = tmp_path / "quick.toml"
+    recipe.write_text("\n".join(line for line in text.splitlines() if not line.startswith("steps")) + "\nsteps = 2\n")
+    code, text, _ = mrgen(
+        "recon", full, "--R", 2, "--recipe", recipe, "--samples", 2, "--slices", "0:1", "-o", tmp_path
+    )
+    assert code == 0, text
+    assert "2 samples" in text
 
 
 def test_the_same_seed_gives_the_same_file(mrgen, full, tmp_path):

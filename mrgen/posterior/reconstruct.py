@@ -15,13 +15,12 @@ from mrgen.errors import MrgenError
 from mrgen.posterior.baselines import cg_sense, l1_wavelet, zero_filled
 from mrgen.posterior.batch import Batch
 from mrgen.posterior.draws import DrawPerSample
-from mrgen.posterior.guidance import Proximal
+from mrgen.posterior.guidance import guide
 from mrgen.posterior.samplers import SAMPLERS, noise_levels
 from mrgen.prior.denoiser import Denoise
 from mrgen.prior.ensemble import MaskEnsemble, training_sampling
 from mrgen.prior.files import Prior
 from mrgen.prior.objectives import complex_noise
-from mrgen.prior.spectrum import power_spectrum
 from mrgen.scans.scan import Slice
 from mrgen.settings import Recipe, load
 
@@ -63,11 +62,6 @@ def posterior_samples(
             "lower sigma_max in the recipe"
         )
     device = slice_.kspace.device
-    power = None
-    if recipe.covariance == "spectral":
-        power = power_spectrum(slice_)
-    elif recipe.covariance == "isotropic":
-        power = torch.tensor(float(prior.metadata["sigma_data"]) ** 2, device=device)
     batch, draws = batch or Batch.on(device), DrawPerSample(generator)
     evaluations = 2 * recipe.steps - 1 if recipe.sampler == "heun" else recipe.steps
     total, done = evaluations * recipe.samples * max(1, recipe.ensemble), 0
@@ -85,9 +79,10 @@ def posterior_samples(
     if recipe.ensemble:
         unconditional = MaskEnsemble(in_batches, training_sampling(prior.metadata), recipe.ensemble, draws.generator)
     draw = draws.generator if recipe.sampler == "decoupled" else None
-    sigmas = noise_levels(recipe.sigma_max, max(prior.sigma_min, slice_.sigma0 / 4), recipe.steps)
+    sigmas = noise_levels(recipe.sigma_max, max(prior.sigma_min, slice_.sigma0 / 4), recipe.steps, recipe.grid)
     last = float(sigmas[-1])  # there the mean, as every sampler ends with it
-    denoise = Proximal(unconditional, slice_, power, iterations=recipe.cg_iterations, draw=draw, draw_above=last)
+    sigma_data = float(prior.metadata["sigma_data"])
+    denoise = guide(unconditional, slice_, recipe, sigma_data=sigma_data, draw=draw, draw_above=last)
     start = cg_sense(slice_, regularisation=0.01, iterations=START_ITERATIONS).expand(recipe.samples, -1, -1)
     with torch.inference_mode(), draws:
         x = start + recipe.sigma_max * complex_noise(start, draws.generator)

@@ -18,7 +18,8 @@ from torch import Tensor
 from mrgen.errors import MrgenError
 from mrgen.physics.cg import conjugate_gradient
 from mrgen.physics.operators import line_normal
-from mrgen.posterior.guidance import Proximal, fourier_diagonal
+from mrgen.posterior.precondition import fourier_diagonal
+from mrgen.posterior.proximal import Proximal
 from mrgen.posterior.reconstruct import START_ITERATIONS
 from mrgen.posterior.samplers import SAMPLERS, noise_levels
 from mrgen.prior.denoiser import Denoise
@@ -68,7 +69,8 @@ class Together(Proximal):
         self.operator = self.slice.operator()
         self.adjoint_data = self.operator.adjoint(self.slice.kspace)
         self.normal = line_normal(self.slice.maps, self.slice.mask)
-        self.measured = torch.stack([fourier_diagonal(s.maps, s.mask) for s in slices])
+        measured = torch.stack([fourier_diagonal(s.maps, s.mask) for s in slices])
+        self.preconditioner = lambda q: lambda r: r / (1 + q * measured)  # type: ignore[assignment]
         self.each = [Rings(s.mask, (s.kspace.shape[-2], s.kspace.shape[-1])) for s in slices]
         self.coils = torch.tensor([len(s.maps) for s in slices], device=self.slice.mask.device)[:, None, None]
 
@@ -82,7 +84,7 @@ class Together(Proximal):
 
 def together_applies(recipe: Recipe) -> bool:
     """Whether `sample_together` knows what the recipe asks for."""
-    return recipe.covariance == "residual" and not recipe.ensemble
+    return recipe.guidance == "proximal" and recipe.covariance == "residual" and not recipe.ensemble
 
 
 def sample_together(
@@ -95,7 +97,7 @@ def sample_together(
     draws = DrawPerItem(0, 0, (), str(slices[0].kspace.device))
     draws.items = list(generators)
     lowest = max(prior.sigma_min, min(s.sigma0 for s in slices) / 4)
-    sigmas = noise_levels(recipe.sigma_max, lowest, recipe.steps)
+    sigmas = noise_levels(recipe.sigma_max, lowest, recipe.steps, recipe.grid)
     draw = draws.generator if recipe.sampler == "decoupled" else None
     denoise = Together(prior, slices, iterations=recipe.cg_iterations, draw=draw, above=float(sigmas[-1]))
     with torch.inference_mode(), draws:
