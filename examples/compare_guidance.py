@@ -55,7 +55,7 @@ class Counted:
         self.calls += len(x_t)
         out = self.prior(x_t, sigma)
         if out.requires_grad:
-            out.register_hook(self._count)
+            out.register_hook(self._count)  # type: ignore[no-untyped-call]
         return out
 
     def _count(self, gradient: Tensor) -> None:
