@@ -31,8 +31,8 @@ GRID = range(-3, 6)  # lambda = START 2^k
 
 
 def psnr(image: Tensor, slice_: Slice) -> float:
-    assert slice_.reference is not None
-    return float(psnr_fit(image.abs().numpy(force=True), slice_.reference.numpy(force=True)))
+    assert slice_.rss is not None
+    return float(psnr_fit(image.abs().numpy(force=True), slice_.rss.numpy(force=True)))
 
 
 def compare(slice_: Slice, method: str) -> list[str]:

@@ -7,8 +7,9 @@ CG-SENSE, L1-wavelet and the mean of n posterior samples. Mask and samples are t
 lambda of CG-SENSE and L1-wavelet is tuned on this very slice against its own reference, which no real reconstruction
 can do: those two figures are upper bounds, the posterior's is not.
 
-PSNR (dB) and SSIM are of magnitude images after the best scalar fit to the reference, the RSS of the whitened,
-fully sampled coil images; the peak is its maximum. The table on stdout is the mean over the seeds; the JSON file
+PSNR (dB) and SSIM are of magnitude images after the best scalar fit to the reference: the coil combination of the fully
+sampled scan, and beside it the RSS of its whitened coil images, whose background is the noise of all coils; the peak is
+its maximum. The table on stdout is the mean over the seeds; the JSON file
 keeps every run. Compare n: the mean of n samples has an excess error of (posterior variance) / n.
 
 Research use only. Not for diagnostic use.
@@ -63,16 +64,22 @@ def tune(method: Regularised, slice_: Slice, grid: list[float], score: Score) ->
 
 
 def scorer(slice_: Slice, crop: tuple[int, int] | None) -> Score:
-    """PSNR (dB) and SSIM of an image (y, x), after the best scalar fit, inside `crop`."""
-    if slice_.reference is None:
+    """PSNR (dB) and SSIM of an image (y, x), after the best scalar fit, inside `crop`, and the same against the RSS."""
+    if slice_.reference is None or slice_.rss is None:
         raise MrgenError("the scan is undersampled: there is no reference to compare with")
     shape = crop or (slice_.reference.shape[0], slice_.reference.shape[1])
-    reference = centre_crop(slice_.reference, shape).numpy(force=True)
+    references = {
+        ending: centre_crop(image, shape).numpy(force=True)
+        for ending, image in (("", slice_.reference), ("_rss", slice_.rss))
+    }
 
     def score(image: Tensor) -> dict[str, float]:
         magnitude = centre_crop(image.abs(), shape).numpy(force=True)
-        fitted = best_scale(magnitude, reference) * magnitude
-        return {"psnr": psnr_fit(magnitude, reference), "ssim": ssim(fitted, reference)}
+        found: dict[str, float] = {}
+        for ending, reference in references.items():
+            fitted = best_scale(magnitude, reference) * magnitude
+            found |= {f"psnr{ending}": psnr_fit(magnitude, reference), f"ssim{ending}": ssim(fitted, reference)}
+        return found
 
     return score
 
@@ -114,7 +121,7 @@ def compare_scan(scan: Scan, index: int, arguments: argparse.Namespace, prior: P
         for seed in arguments.seed:
             mask = undersampling_mask(scan, sampling, acceleration, seed, slice_index=0)  # as `mrgen recon` draws it
             slice_ = prepare_slice(raw, None, undersample=mask, keep_reference=True).to(arguments.device)
-            generator = slice_generator(seed, index, arguments.device)
+            generator = slice_generator(seed, index)
             about = {
                 "R": acceleration,
                 "achieved_R": achieved_acceleration(slice_.mask, sum(scan.padding)),
@@ -130,7 +137,7 @@ def compare_scan(scan: Scan, index: int, arguments: argparse.Namespace, prior: P
         "slice": index,
         "shape": scan.shape,
         "pattern": arguments.pattern,
-        "metric": "magnitude after best scalar fit; peak is the maximum of the reference, RSS of the whitened coils",
+        "metric": "magnitude after best scalar fit, to the coil combination and (psnr_rss, ssim_rss) to the RSS",
         "lambda": "CG-SENSE and L1-wavelet: tuned per mask on this slice's own reference",
         "recipe": {"name": arguments.recipe, **recipe.model_dump()} if prior else None,
         "prior_sha256": prior.sha256 if prior else None,
@@ -144,8 +151,8 @@ def compare_scan(scan: Scan, index: int, arguments: argparse.Namespace, prior: P
 def table(record: Row) -> str:
     """The record as a Markdown table: per R and method the means over the seeds, lambda as a range."""
     lines = [
-        "| R (achieved) | method | PSNR (dB) | SSIM | lambda | n | seconds |",
-        "|---|---|---|---|---|---|---|",
+        "| R (achieved) | method | PSNR (dB) | SSIM | PSNR of the RSS | SSIM of the RSS | lambda | n | seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     groups: dict[tuple[float, str], list[Row]] = {}
     for row in record["runs"]:
@@ -159,6 +166,7 @@ def table(record: Row) -> str:
         ends = " to ".join(f"{value:.2g}" for value in dict.fromkeys([used[0], used[-1]])) if used else ""
         lines.append(
             f"| {acceleration:g} ({mean('achieved_R'):.2f}) | {method} | {mean('psnr'):.2f} | {mean('ssim'):.3f} "
+            f"| {mean('psnr_rss'):.2f} | {mean('ssim_rss'):.3f} "
             f"| {ends} | {rows[0]['n'] or ''} | {mean('seconds'):.1f} |"
         )
     return "\n".join(lines)

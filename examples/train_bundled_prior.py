@@ -74,11 +74,8 @@ def volume_heads(volume: Path) -> list[list[Head]]:
     voxels *= np.clip(np.arange(len(voxels)) / 60, 0, 1)[:, None, None] ** 2
     heads = voxels.clip(0, 255).round().astype(np.uint8)
     axial, coronal, sagittal = heads[150:346:2], heads[::-1, 110:370:2], heads[::-1, :, 60:214:2]
-    return [
-        [(image, VOLUME) for image in axial],
-        [(image, VOLUME) for image in coronal.transpose(1, 0, 2)],
-        [(image, SQUARE) for image in sagittal.transpose(2, 0, 1)],
-    ]
+    planes = (axial, VOLUME), (coronal.transpose(1, 0, 2), VOLUME), (sagittal.transpose(2, 0, 1), SQUARE)
+    return [[(image, field) for image in plane if (image > 20).mean() > 0.05] for plane, field in planes]
 
 
 def simulate_scan(head: Head, generator: torch.Generator, device: str) -> tuple[Tensor, Tensor]:

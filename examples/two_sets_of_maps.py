@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         slice_ = load(given.scan, given.half_fov)
     except MrgenError as error:
         raise SystemExit(f"error: {error}") from None
-    reference = slice_.reference
+    reference = slice_.rss
     assert reference is not None
     shape = (reference.shape[0], reference.shape[1])
     _, acs = calibration_data(slice_.kspace, slice_.mask)

@@ -107,6 +107,7 @@ class EM(Settings):
     recipe: str = Field("posterior", description="name of the recipe that draws them")
     updates: int = Field(2500, ge=1, description="of an M-step that goes on from the network before")
     relaxation: float = Field(1.0, ge=1, lt=2, description="eta of the M-step; 1 is plain EM")
+    gate: float = Field(2.5, ge=0, description="samples serve noise levels above gate sqrt(R) sigma0; 0: all levels")
     held_out: float = Field(0.1, gt=0, lt=1, description="share of the lines outside the centre that is withheld")
     held_out_slices: int = Field(32, ge=2, description="slices that lines are withheld of")
     held_out_samples: int = Field(8, ge=3, description="posterior samples of each of those slices")
@@ -137,13 +138,18 @@ class Recipe(Settings):
 
     description: str
     method: Literal["posterior", "gaussian", "zero-filled", "sense", "l1-wavelet", "tv", "pnp", "red"] = "posterior"
+    guidance: Literal["proximal", "fourier", "mmps", "dps"] = "proximal"
     covariance: Literal["residual", "spectral", "isotropic"] = Field("residual", description="of x given x_t")
-    sampler: Literal["ddim", "multistep", "heun", "ancestral", "decoupled"] = "decoupled"
+    zeta: float = Field(0.1, gt=0, description="step size of dps, scaled image units")
+    sampler: Literal["ddim", "multistep", "heun", "ancestral", "decoupled"] = Field(
+        "decoupled", validate_default=True, description="decoupled: with proximal and fourier only"
+    )
+    grid: Literal["karras", "log", "cosine"] = Field("karras", description="how the noise levels are spaced")
     steps: int = Field(20, ge=2, description="noise levels")
     samples: int = Field(8, ge=2, description="posterior samples per slice")
     sigma_max: float = Field(5.0, gt=0, description="noise level where posterior and pnp start, scaled image units")
     sigma_min: float = Field(0.05, gt=0, description="noise level where pnp ends and red stays, scaled image units")
-    cg_iterations: int = Field(30, ge=1)
+    cg_iterations: int = Field(10, ge=1, description="per data step of proximal, mmps, gaussian, pnp and red")
     ensemble: int = Field(0, ge=0, description="masks that the denoiser is averaged over, 0: it sees all of k-space")
     regularisation: Annotated[float, Field(gt=0)] | Literal["held-out", "discrepancy"] = Field(
         0.01, description="lambda of sense, l1-wavelet, tv, pnp and red, or the rule that chooses it for each slice"
@@ -159,6 +165,14 @@ class Recipe(Settings):
     def learned(self) -> bool:
         """Whether it needs a prior."""
         return self.method in ("posterior", "pnp", "red")
+
+    @field_validator("sampler")
+    @classmethod
+    def _take_draws_from_what_draws(cls, sampler: str, info: ValidationInfo) -> str:
+        guidance = info.data.get("guidance")
+        if sampler == "decoupled" and guidance in ("mmps", "dps"):
+            raise ValueError(f"decoupled needs draws and guidance {guidance} gives means: take heun or another sampler")
+        return sampler
 
 
 Kind = TypeVar("Kind", Protocol, Recipe)

@@ -21,7 +21,7 @@ from mrgen.errors import MrgenError
 from mrgen.posterior.reconstruct import reconstruct
 from mrgen.review import output, run
 from mrgen.scans.prepare import undersampling_mask
-from mrgen.settings import Sampling
+from mrgen.settings import Recipe, Sampling, settings_folder
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -105,6 +105,19 @@ def test_a_fully_sampled_scan_from_end_to_end(mrgen, full, tmp_path, recipe):
         assert secret not in written
 
 
+@pytest.mark.parametrize("guidance", ["mmps", "dps"])
+def test_guidance_by_back_propagation_from_end_to_end(mrgen, full, tmp_path, guidance):
+    """The shipped recipe, with fewer levels; the shipped prior, which is frozen."""
+    text = (settings_folder(Recipe) / f"{guidance}.toml").read_text()
+    recipe = tmp_path / "quick.toml"
+    recipe.write_text("\n".join(line for line in text.splitlines() if not line.startswith("steps")) + "\nsteps = 2\n")
+    code, text, _ = mrgen(
+        "recon", full, "--R", 2, "--recipe", recipe, "--samples", 2, "--slices", "0:1", "-o", tmp_path
+    )
+    assert code == 0, text
+    assert "2 samples" in text
+
+
 def test_the_same_seed_gives_the_same_file(mrgen, full, tmp_path):
     files = []
     for name, seed in (("a", 0), ("b", 0), ("c", 3)):
@@ -117,9 +130,9 @@ def test_the_same_seed_gives_the_same_file(mrgen, full, tmp_path):
 def test_a_part_of_the_slices_gives_what_the_whole_scan_gives(mrgen, full, tmp_path, monkeypatch):
     seeds: list[int] = []
 
-    def watched(slice_, prior, recipe, generator, progress):
+    def watched(slice_, prior, recipe, generator, progress, batch):
         seeds.append(generator.initial_seed())
-        return reconstruct(slice_, prior, recipe, generator, progress)
+        return reconstruct(slice_, prior, recipe, generator, progress, batch)
 
     monkeypatch.setattr(run, "reconstruct", watched)
     for name, slices in (("all", ":"), ("one", "1:2")):
@@ -211,6 +224,7 @@ def test_files_that_are_no_scan(refused, write_scan, phantom, tmp_path):
         ("expected A:B", ["--R", 2, "--slices", "1"]),
         ("expected A:B", ["--R", 2, "--slices", "x:y"]),
         ("leave out --samples", ["--R", 2, "--samples", 4]),
+        ("leave out --save-samples", ["--R", 2, "--save-samples"]),
         ("leave out --prior", ["--R", 2, "--prior", "some.safetensors"]),
         ("no such file", ["--R", 2, "--recipe", "posterior", "--prior", "none.safetensors"]),
     ],
@@ -231,6 +245,7 @@ def test_a_failure_while_writing_leaves_the_old_result(mrgen, refused, full, tmp
     arguments = ("recon", full, "--recipe", "sense", "-o", tmp_path / "out", "--R")
     assert mrgen(*arguments, 2)[0] == 0
     before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    assert len(before) == 3
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -239,7 +254,10 @@ def test_a_failure_while_writing_leaves_the_old_result(mrgen, refused, full, tmp
     code, _, error = mrgen(*arguments, 4)
     assert (code, error.count("\n")) == (1, 1)
     assert "No space left on device" in error
-    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir() if p.is_file()} == before
+    monkeypatch.undo()
+    assert "resumed 2 of 2 slices" in mrgen(*arguments, 4)[1]
+    assert len(list((tmp_path / "out").iterdir())) == 3
 
 
 def test_cuda_without_a_gpu_is_refused(refused, full, tmp_path, monkeypatch):

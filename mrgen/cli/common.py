@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from types import FrameType
 
 import torch
 import typer
@@ -35,24 +38,54 @@ class Device(StrEnum):
 
 
 @contextmanager
-def progress_on_stderr() -> Iterator[Callable[[float, str], None]]:
-    """progress(fraction, place): a bar with the time left on a terminal; a line now and then where there is none."""
-    console, begun = Console(stderr=True), time.monotonic()
-    if console.is_terminal:
+def interruptible(what: str) -> Iterator[None]:
+    """SIGTERM, which a cluster sends before it takes a machine away, and Ctrl-C become a MrgenError that begins `what`.
+
+    Under torchrun a second one is ignored: it sends each on to processes that the terminal has sent it to already.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if "WORLD_SIZE" in os.environ:
+            for each in before:
+                signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        raise MrgenError(f"{what} was stopped by {stopped}; the same command goes on from there") from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def progress_on_stderr(prefix: str = "") -> Iterator[Callable[[float, str], None]]:
+    """progress(fraction, place): a bar with the time left on a terminal; a line now and then where there is none.
+
+    The first fraction is what was done before. With a `prefix`, that of one of several processes, there are lines only.
+    """
+    console = Console(stderr=True)
+    if console.is_terminal and not prefix:
         columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
         with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
-            task = bar.add_task("starting", total=1.0)
+            task = bar.add_task("starting", total=1.0)  # which leaves the first step out of its speed
             yield lambda fraction, place: bar.update(task, completed=fraction, description=place)
         return
 
-    spoken = begun
+    spoken = time.monotonic()
+    first: tuple[float, float] | None = None  # when, and how much was done by then
 
     def line(fraction: float, place: str) -> None:
-        nonlocal spoken
+        nonlocal spoken, first
         now = time.monotonic()
-        if now - spoken >= PROGRESS_SECONDS and 0 < fraction < 1:
-            left = (now - begun) * (1 / fraction - 1) / 60
-            typer.echo(f"{place}: {fraction:.0%}, about {left:.1f} min left", err=True)
+        begun, before = first = first or (now, fraction)
+        if now - spoken >= PROGRESS_SECONDS and before < fraction < 1:
+            left = (now - begun) * (1 - fraction) / (fraction - before) / 60
+            typer.echo(f"{prefix}{place}: {fraction:.0%}, about {left:.1f} min left", err=True)
             spoken = now
 
     yield line

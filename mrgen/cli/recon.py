@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import math
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from torch import Tensor
 
-from mrgen.cli.common import Device, progress_on_stderr
+from mrgen.cli.common import Device, interruptible, progress_on_stderr
 from mrgen.errors import MrgenError
 from mrgen.physics.masks import PATTERNS, achieved_acceleration
+from mrgen.posterior.batch import Batch
+from mrgen.prior.distributed import join
 from mrgen.prior.files import bundled_prior, load_prior
 from mrgen.review.figure import NOTICE, label
-from mrgen.review.output import prepare_output_dir, write_result
-from mrgen.review.run import Run, reconstruct_scan
+from mrgen.review.output import finished, prepare_output_dir, write_result
+from mrgen.review.parts import partial_slices
+from mrgen.review.run import Run, digest, reconstruct_scan
 from mrgen.scans.maskfile import read_mask
 from mrgen.scans.open import open_scan
 from mrgen.scans.prepare import default_center_fraction, undersampling_mask
 from mrgen.scans.scan import Scan
 from mrgen.settings import Recipe, Sampling, load
+
+OTHERS_MAY_TAKE = timedelta(days=30)  # with their scans, while a process of torchrun that has done its own waits
 
 
 def parse_slices(text: str | None, count: int) -> range:
@@ -67,20 +78,99 @@ def choose_mask(
     return undersampling_mask(scan, sampling, acceleration, seed, slice_index=0)
 
 
-def _load_recipe(name: str, samples: int | None, prior: Path | None) -> Recipe:
+def _load_recipe(name: str, samples: int | None, prior: Path | None, save_samples: bool) -> Recipe:
     recipe = load(Recipe, name)
     if samples is not None and not recipe.draws:
         raise MrgenError(f"recipe {name!r} draws no samples: leave out --samples")
+    if save_samples and not recipe.draws:
+        raise MrgenError(f"recipe {name!r} draws no samples: leave out --save-samples")
     if prior is not None and not recipe.learned:
         raise MrgenError(f"recipe {name!r} uses no prior: leave out --prior")
     return recipe if samples is None else recipe.model_copy(update={"samples": samples})
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What the scans of a command share."""
+
+    run: Callable[[Scan], Run]
+    resume: bool
+    prefix: str  # of every line, where several processes speak
+
+    def say(self, text: str, err: bool = False) -> None:
+        typer.echo(self.prefix + text, err=err)
+
+
+def _reconstruct(scan_file: Path, out: Path, plan: _Plan, skip_finished: bool) -> None:
+    """One scan from its file to the files of its result. Raises MrgenError."""
+    say = plan.say
+    scan = open_scan(scan_file)
+    for remark in scan.remarks:
+        say(f"note    {remark}")
+    run = plan.run(scan)
+    prepare_output_dir(out)
+    identity = run.identity()
+    if skip_finished and finished(out, scan_file.stem, digest(identity)):
+        say(f"skipped {scan_file.name}: {out} holds this very result; --no-resume computes it again")
+        return
+
+    _, measured, n_y, n_x = scan.shape
+    array = f"{measured} coil" + "s" * (measured > 1)
+    details = [f"{run.samples} samples"] * run.recipe.draws + ([f"prior {run.prior.sha256[:12]}"] if run.prior else [])
+    detail = ": " * bool(details) + ", ".join(details)
+    say(f"scan    {scan_file.name}: {len(run.slices)} of {scan.slices} slices, {array}, {n_y} x {n_x}")
+    say(f"recipe  {run.recipe_name}{detail}, seed {run.seed}, on {run.device}")
+    with partial_slices(out, scan_file.stem, identity, plan.resume) as parts:
+        with progress_on_stderr(plan.prefix) as progress:
+            result = reconstruct_scan(run, parts, say, progress)
+        paths = write_result(out, scan_file.stem, result)
+        parts.remove()
+
+    of_rss = result.volume_scores(result.rss)
+    if of_rss:
+        say(f"{'after a best scalar fit':<24}{'against the coil combination':<30}against the RSS")
+    for name, score in result.volume_scores(result.reference).items():
+        figures = [f"PSNR {s['psnr_fit']:5.2f} dB, SSIM {s['ssim_fit']:.4f}" for s in (score, of_rss[name])]
+        say(f"{label(name, run.samples):<24}{'    '.join(figures)}")
+    for path in paths:
+        say(f"wrote   {path}")
+
+
+def _reconstruct_each(scan_files: list[Path], out: Path, plan: _Plan) -> int:
+    """Each scan into a folder of its own; tells which failed, and why, and gives their number."""
+    failed = {}
+    for scan_file in scan_files:
+        try:
+            _reconstruct(scan_file, out / scan_file.stem, plan, skip_finished=plan.resume)
+            continue
+        except MrgenError as error:
+            failed[scan_file.name] = str(error)
+        except Exception as error:  # a bug, which the other scans may not meet
+            traceback.print_exc()
+            failed[scan_file.name] = f"a bug, see the traceback above: {type(error).__name__}: {error}"
+        plan.say(f"failed  {scan_file.name}: {failed[scan_file.name]}", err=True)
+    for name, reason in failed.items():  # again, where it is not lost among the others
+        plan.say(f"failed  {name}: {reason}", err=True)
+    return len(failed)
+
+
+def _refuse_namesakes(scan_files: list[Path]) -> None:
+    stem, count = Counter(path.stem for path in scan_files).most_common(1)[0]
+    if count > 1:
+        raise MrgenError(
+            f"{count} of the scans are called {stem}, and would get the same folder: reconstruct them one by one, each "
+            "with an --out of its own"
+        )
+
+
 def recon(
-    scan_file: Annotated[
-        Path, typer.Argument(metavar="SCAN", help="Raw data: fastMRI .h5, ISMRMRD, Siemens .dat, BART .cfl or .npz.")
+    scan_files: Annotated[
+        list[Path],
+        typer.Argument(metavar="SCAN...", help="Raw data: fastMRI .h5, ISMRMRD, Siemens .dat, BART .cfl or .npz."),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the results; several scans get a folder each in it.")
+    ],
     acceleration: Annotated[
         float | None, typer.Option("--R", "-r", help="Undersample a fully sampled scan by this factor.")
     ] = None,
@@ -107,33 +197,52 @@ def recon(
     samples: Annotated[int | None, typer.Option(min=2, help="Posterior samples; without it, the recipe's.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the mask's offset and the samples.")] = 0,
     slices: Annotated[str | None, typer.Option(metavar="A:B", help="Only the slices A to B - 1.")] = None,
+    save_samples: Annotated[
+        bool, typer.Option("--save-samples", help="Keep every posterior sample in the .h5 file, too.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option(help="Go on from the slices that an interrupted run has left, and skip finished scans.")
+    ] = True,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
 ) -> None:
-    """Reconstruct a scan: posterior mean and spread, beside zero-filled and L1-wavelet images."""
-    recipe, target = _load_recipe(recipe_name, samples, prior_file), device.resolve()
-    scan = open_scan(scan_file)
-    for remark in scan.remarks:
-        typer.echo(f"note    {remark}")
-    undersample = choose_mask(scan, acceleration, seed, mask, center_fraction)
-    calibration = None if calibration_file is None else open_scan(calibration_file)
-    chosen = parse_slices(slices, scan.slices)
-    prior = load_prior(prior_file or bundled_prior(), target) if recipe.learned else None
-    prepare_output_dir(out)
-    run = Run(scan, chosen, undersample, Path(recipe_name).stem, recipe, prior, seed, target, calibration, coils)
+    """Reconstruct scans: posterior mean and spread, beside zero-filled and L1-wavelet images.
 
-    _, measured, n_y, n_x = scan.shape
-    array = f"{measured} coil" + "s" * (measured > 1)
-    details = [f"{run.samples} samples"] * recipe.draws + ([f"prior {prior.sha256[:12]}"] if prior else [])
-    detail = ": " * bool(details) + ", ".join(details)
-    typer.echo(f"scan    {scan_file.name}: {len(chosen)} of {scan.slices} slices, {array}, {n_y} x {n_x}")
-    typer.echo(f"recipe  {run.recipe_name}{detail}, seed {seed}, on {target}")
-    with progress_on_stderr() as progress:
-        result = reconstruct_scan(run, typer.echo, progress)
-    paths = write_result(out, scan_file.stem, result)
+    Under torchrun, several processes share the scans, each on a GPU of its own.
+    """
+    recipe = _load_recipe(recipe_name, samples, prior_file, save_samples)
+    _refuse_namesakes(scan_files)
+    processes = join(device.resolve(), OTHERS_MAY_TAKE)
+    target, prefix = processes.device, f"[{processes.rank}] " if processes.count > 1 else ""
+    mine, count = scan_files[processes.rank :: processes.count], 0
+    with interruptible(f"{prefix}the reconstruction"):
+        calibration = None if calibration_file is None else open_scan(calibration_file)
+        prior = load_prior(prior_file or bundled_prior(), target) if recipe.learned else None
 
-    for name, score in result.volume_scores().items():
-        title = label(name, run.samples)
-        typer.echo(f"{title:<24}PSNR {score['psnr_fit']:5.2f} dB after a best scalar fit, SSIM {score['ssim']:.4f}")
-    for path in paths:
-        typer.echo(f"wrote   {path}")
-    typer.echo(NOTICE)
+        def run(scan: Scan) -> Run:
+            return Run(
+                scan,
+                parse_slices(slices, scan.slices),
+                choose_mask(scan, acceleration, seed, mask, center_fraction),
+                Path(recipe_name).stem,
+                recipe,
+                prior,
+                seed,
+                target,
+                calibration,
+                coils,
+                save_samples,
+                batch,
+            )
+
+        plan = _Plan(run, resume, prefix)
+        batch = Batch.on(target, plan.say)
+        if len(scan_files) > 1:
+            count = _reconstruct_each(mine, out, plan)
+        elif mine:
+            _reconstruct(mine[0], out, plan, skip_finished=False)
+        # torchrun ends all processes with the first one that fails, so each waits here for the others
+        count = int(processes.sum(torch.tensor(count)))
+    if processes.rank == 0:
+        typer.echo(NOTICE)
+        if count:
+            raise MrgenError(f"{count} of {len(scan_files)} scans failed, as told above; the others are finished")

@@ -25,11 +25,13 @@ def conjugate_gradient(
     start: Tensor | None = None,
     precondition: Callable[[Tensor], Tensor] | None = None,
     tolerance: float = 0.0,
+    floor: float = 0.0,
 ) -> Tensor:
     """Approximate H^-1 rhs; `rhs` is (batch, ...), `normal` applies H to such a tensor.
 
     Stops after `iterations`, or when every item's residual norm is below `tolerance` times that of rhs.
-    Items that have converged exactly stay as they are.
+    Items that have converged exactly stay as they are, and so does an item from the first direction p on with
+    <p, H p> <= floor <p, p>: with a floor below the smallest eigenvalue, that tells an H that is not what it should be.
     """
     apply = precondition or (lambda r: r)
     x = torch.zeros_like(rhs) if start is None else start.clone()
@@ -38,12 +40,14 @@ def conjugate_gradient(
     p = z
     rho = inner(r, z)
     limit = tolerance**2 * inner(rhs, rhs)
+    sound = torch.ones_like(rho, dtype=torch.bool)
     for _ in range(iterations):
         if tolerance > 0 and bool((inner(r, r) <= limit).all()):
             break
         q = normal(p)
         curvature = inner(p, q)
-        alpha = torch.where(curvature > 0, rho / curvature.clamp_min(1e-30), 0.0)
+        sound = sound & (curvature > floor * inner(p, p))
+        alpha = torch.where(sound, rho / curvature.clamp_min(1e-30), 0.0)
         x = x + alpha * p
         r = r - alpha * q
         z = apply(r)

@@ -134,24 +134,35 @@ def sense(maps: Tensor, mask: Tensor, *, sets: bool = False) -> LinearOperator:
     return Mask(mask, coils.range_) @ Fourier(coils.range_) @ coils
 
 
-def sense_normal(maps: Tensor, mask: Tensor, *, sets: bool = False) -> Callable[[Tensor], Tensor]:
-    """A^H A of `sense(maps, mask, sets=sets)` for one slice, as a function of a batch of images, the fast way.
+def line_gram(maps: Tensor, mask: Tensor, *, sets: bool = False) -> Tensor | None:
+    """A^H A of `sense(maps, mask, sets=sets)` as one matrix for each readout position, (y, x, x); None without lines.
 
-    Where only lines are sampled, `mask` (kx,) or (1, kx), readout positions do not mix, and A^H A is one x by x matrix
-    for each: (sum_c conj(S_c(j)) S_c(k)) times the mask's point spread function at j - k. One product of small
-    matrices then replaces two Fourier transforms of every coil, for all images of the batch at once. Several sets make
-    the matrix that many times wider.
+    Where only lines are sampled, `mask` (kx,) or (1, kx), readout positions do not mix, and the matrix of each is
+    (sum_c conj(S_c(j)) S_c(k)) times the mask's point spread function at j - k. Several sets make it that many times
+    wider.
     """
     if mask.ndim > 1 and mask.shape[-2] > 1:
-        return sense(maps, mask, sets=sets).normal
-    n = maps.shape[-1]
+        return None
+    n, count = maps.shape[-1], maps.shape[0] if sets else 1
     line = mask.reshape(n).to(maps)
     offset = torch.fft.ifft(torch.fft.ifftshift(line))  # point spread function at j - k = 0, 1, ...
     index = torch.arange(n, device=maps.device)
-    count = maps.shape[0] if sets else 1
     spread = offset[(index[:, None] - index[None, :]) % n].repeat(count, count)
     rows = maps.reshape(count, -1, *maps.shape[-2:]).permute(2, 1, 0, 3).flatten(2)  # (y, coil, set * x)
-    gram = (rows.mH @ rows) * spread
+    gram: Tensor = (rows.mH @ rows) * spread
+    return gram
+
+
+def sense_normal(maps: Tensor, mask: Tensor, *, sets: bool = False) -> Callable[[Tensor], Tensor]:
+    """A^H A of `sense(maps, mask, sets=sets)` for one slice, as a function of a batch of images, the fast way.
+
+    With the matrices of `line_gram` one product of small matrices replaces two Fourier transforms of every coil, for
+    all images of the batch at once.
+    """
+    gram = line_gram(maps, mask, sets=sets)
+    if gram is None:
+        return sense(maps, mask, sets=sets).normal
+    n, count = maps.shape[-1], maps.shape[0] if sets else 1
 
     def normal(x: Tensor) -> Tensor:
         columns = x.reshape(-1, count, *x.shape[-2:])  # (batch, set, y, x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,13 +11,39 @@ from torch import Tensor
 
 from mrgen.errors import MrgenError
 from mrgen.posterior.baselines import cg_sense
+from mrgen.posterior.batch import Batch
 from mrgen.posterior.reconstruct import START_ITERATIONS, conditional_samples, posterior_samples
+from mrgen.posterior.together import sample_together, together_applies
 from mrgen.prior.distributed import local_device
 from mrgen.prior.em import Steps
 from mrgen.prior.files import Prior, load_prior
 from mrgen.prior.mstep import learn_from_samples
 from mrgen.scans.scan import Slice
 from mrgen.settings import Protocol, Recipe, load
+
+STACK = 2**26  # numbers of k-space in slices that are sampled at once: 0.5 GB, which a GPU needs about ten times
+
+
+def several_samples(
+    slices: Sequence[Slice], prior: Prior, recipe: Recipe, generators: Sequence[torch.Generator]
+) -> list[Tensor]:
+    """`recipe.samples` posterior samples (n, y, x) of each slice.
+
+    Those of one matrix size, sampled along lines, are drawn together, while they and their coils fit into STACK.
+    """
+    stacks: dict[object, list[int]] = {}
+    for i, slice_ in enumerate(slices):
+        stacks.setdefault(i if slice_.mask.ndim > 1 else slice_.kspace.shape[1:], []).append(i)
+    found: dict[int, Tensor] = {}
+    room = max(1, STACK // max(slice_.kspace.numel() for slice_ in slices))
+    for members in (m[i : i + room] for m in stacks.values() for i in range(0, len(m), room)):
+        chosen, own = [slices[i] for i in members], [generators[i] for i in members]
+        if chosen[0].mask.ndim > 1:
+            found[members[0]] = posterior_samples(chosen[0], prior, recipe, own[0])
+            continue
+        drawn = [sample_together(chosen, prior, recipe, own) for _ in range(recipe.samples)]
+        found |= dict(zip(members, torch.stack(drawn, dim=1), strict=True))
+    return [found[i] for i in range(len(slices))]
 
 
 def network_steps(
@@ -38,11 +64,17 @@ def network_steps(
     plain = protocol.model_copy(update={"em": protocol.em.model_copy(update={"relaxation": 1.0})})
     simple = partial(cg_sense, regularisation=0.01, iterations=START_ITERATIONS)
     learn = partial(learn_from_samples, device=device, report=report)
+    batch = Batch.on(device, report)
 
     def sample(slice_: Slice, prior: Prior, generator: torch.Generator) -> Tensor:
         if prior.conditional:
             return conditional_samples(slice_, prior, recipe, simple(slice_), generator)
-        return posterior_samples(slice_, prior, recipe, generator)
+        return posterior_samples(slice_, prior, recipe, generator, batch=batch)
+
+    def several(slices: list[Slice], prior: Prior, generators: list[torch.Generator]) -> list[Tensor]:
+        if prior.conditional or not together_applies(recipe):
+            return [sample(slice_, prior, g) for slice_, g in zip(slices, generators, strict=True)]
+        return several_samples(slices, prior, recipe, generators)
 
     steps = Steps(
         partial(load_prior, device=device, amp=device != "cpu"),
@@ -50,6 +82,7 @@ def network_steps(
         partial(learn, protocol=rounds),
         condition=simple if diffem else None,
         finish=partial(learn, protocol=plain) if diffem else None,
+        several=several if device != "cpu" else None,  # there a batch is no faster than its items
     )
     settings = {
         "protocol": rounds.model_dump(mode="json", exclude={"description", "em"}),

@@ -1,105 +1,70 @@
-"""Guidance: a posterior denoiser E[x | x_t, y] is a denoiser that wraps the prior's E[x | x_t].
+"""Guidance: a posterior denoiser E[x | x_t, y] is a denoiser that wraps the prior's E[x | x_t]. One class each:
 
-Given x_t, take x ~ N(D(x_t), V_t). With y = A x + z, z ~ CN(0, sigma0^2 I), the posterior mean is
-
-    x = D + V^(1/2) w,     (V^(1/2) A^H A V^(1/2) / sigma0^2 + I) w = V^(1/2) A^H (y - A D) / sigma0^2
-
-solved by preconditioned CG, without back-propagation through the network; adding V^(1/2) A^H e / sigma0 + e' with
-e, e' ~ CN(0, I) to the right-hand side makes x an exact draw from that Gaussian posterior instead of its mean.
-
-Where no coil has a map, A sees nothing and x is 0 by definition: x is multiplied by the support of the maps. Otherwise
-the prior alone would decide there, and with it the noise that a prior learned from noisy data believes in.
-
-V_t is diagonal in Fourier space, and flat over rings of equal |k|. There are three choices:
-
-- `residual`: what the data say about the denoiser's error here and now. Where k-space is sampled, y - A D(x_t) holds
-  that error and the noise, so V_t(|k|) is the ring's mean of sum_c |y_c - (A D)_c|^2 - coils sigma0^2, between 0.001
-  and 1 times sigma_t^2. It costs no network call and follows the prior wherever it is better, or worse, than expected.
-- `spectral`: V_t = F^H diag(sigma_t^2 P / (P + sigma_t^2)) F, exact for a stationary Gaussian of power spectrum P.
-- `isotropic`: the same with P = sigma_d^2.
+| name | what is assumed of x given x_t | network, a level |
+|---|---|---|
+| `proximal` | Gaussian, covariance diagonal in Fourier space | 1 call |
+| `fourier` | the same; one coil with unit map, closed form | 1 call |
+| `mmps` | Gaussian, covariance from the denoiser's Jacobian | 1 call and a backward pass for each CG iteration |
+| `dps` | nothing: a gradient step on the residual | 1 call and 1 backward pass |
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from mrgen.physics.cg import conjugate_gradient
-from mrgen.physics.fourier import fft2c, ifft2c
-from mrgen.physics.operators import sense_normal
+from mrgen.posterior.dps import Dps
+from mrgen.posterior.fourier import ClosedForm, diagonal_in_fourier
+from mrgen.posterior.mmps import Mmps
+from mrgen.posterior.proximal import Proximal
 from mrgen.prior.denoiser import Denoise
-from mrgen.prior.objectives import complex_noise
-from mrgen.prior.spectrum import Rings, excess_power
+from mrgen.prior.spectrum import power_spectrum
 from mrgen.scans.scan import Slice
+from mrgen.settings import Recipe
 
 
-def fourier_diagonal(maps: Tensor, mask: Tensor) -> Tensor:
-    """The diagonal of F A^H A F^H for A = M F S, (ky, kx): how much of each frequency the scan measures.
+@dataclass(frozen=True)
+class Terms:
+    """What the classes are built with; each takes what it needs."""
 
-    Element k is sum_c sum_q M_q |S_c(q - k)|^2 / N with S_c(q) the Fourier transform of a coil map (coil, y, x), a
-    correlation of the mask with the power of the maps.
+    recipe: Recipe
+    power: Tensor | None  # P of V_t, None: from the residual
+    draw: torch.Generator | None = None  # draws instead of means, for the sampler `decoupled`
+    draw_above: float = 0.0  # at noise levels above this one
+
+
+GUIDANCE: dict[str, Callable[[Denoise, Slice, Terms], Denoise]] = {
+    "proximal": lambda prior, slice_, t: Proximal(
+        prior, slice_, t.power, iterations=t.recipe.cg_iterations, draw=t.draw, draw_above=t.draw_above
+    ),
+    "fourier": lambda prior, slice_, t: ClosedForm(prior, slice_, t.power, draw=t.draw, draw_above=t.draw_above),
+    "mmps": lambda prior, slice_, t: Mmps(prior, slice_, iterations=t.recipe.cg_iterations),
+    "dps": lambda prior, slice_, t: Dps(prior, slice_, zeta=t.recipe.zeta),
+}
+
+
+def guide(
+    prior: Denoise,
+    slice_: Slice,
+    recipe: Recipe,
+    *,
+    sigma_data: float,
+    draw: torch.Generator | None = None,
+    draw_above: float = 0.0,
+) -> Denoise:
+    """The posterior denoiser that `recipe.guidance` names; `proximal` takes the closed form where it applies.
+
+    `sigma_data` is the rms of the prior's images, for an isotropic V_t. With `draw` it returns draws at levels above
+    `draw_above`, if it can. Raises MrgenError where the guidance does not apply to the scan.
     """
-    spread = fft2c(maps).abs().square().sum(-3)
-    sampled = mask.expand(spread.shape).to(spread)
-    correlation = fft2c(ifft2c(sampled + 0j) * ifft2c(spread + 0j).conj()).real
-    diagonal: Tensor = (correlation / spread.numel() ** 0.5).clamp_min(0)
-    return diagonal
-
-
-class Proximal:
-    """The posterior denoiser of one slice; call it as D(x_t (n, y, x), sigma (n,)) with one sigma for all n."""
-
-    def __init__(
-        self,
-        prior: Denoise,
-        slice_: Slice,
-        power: Tensor | None,
-        *,
-        iterations: int,
-        draw: torch.Generator | None = None,
-        draw_above: float = 0.0,
-    ) -> None:
-        """`power` is P, (ky, kx) or a scalar, or None for V_t from the residual.
-
-        With `draw` a call returns a draw where sigma is above `draw_above`, and the mean elsewhere.
-        """
-        self.prior, self.slice, self.power, self.iterations = prior, slice_, power, iterations
-        self.draw, self.draw_above = draw, draw_above
-        self.support = (slice_.maps != 0).any(0)
-        self.operator = slice_.operator()
-        self.adjoint_data = self.operator.adjoint(slice_.kspace)
-        self.normal = sense_normal(slice_.maps, slice_.mask)
-        self.measured = fourier_diagonal(slice_.maps, slice_.mask)
-        self.rings = Rings(slice_.mask, (slice_.kspace.shape[-2], slice_.kspace.shape[-1]))
-
-    def covariance(self, mean: Tensor, sigma: Tensor) -> Tensor:
-        """V_t (ky, kx), or a scalar, about the denoised images `mean` (n, y, x)."""
-        ceiling = sigma.square()
-        if self.power is not None:
-            return ceiling * self.power / (self.power + ceiling)
-        residual = self.slice.kspace - self.operator.forward(mean)
-        error = excess_power(residual, self.slice.sigma0).mean(0)
-        return self.rings.average(error, 1e-3 * float(ceiling)).clamp_max(float(ceiling))
-
-    def __call__(self, x_t: Tensor, sigma: Tensor) -> Tensor:
-        mean, sigma0 = self.support * self.prior(x_t, sigma), self.slice.sigma0
-        draw = self.draw if sigma[0] > self.draw_above else None
-        root = self.covariance(mean, sigma[0]).sqrt() / sigma0
-
-        def whitened(image: Tensor) -> Tensor:  # V^(1/2) / sigma0 to Fourier space
-            return root * fft2c(image)
-
-        residual = self.adjoint_data - self.normal(mean)  # A^H (y - A D)
-        if draw is not None:
-            noise = complex_noise(self.slice.kspace.expand(len(x_t), -1, -1, -1), draw)
-            residual = residual + sigma0 * self.operator.adjoint(noise)
-        rhs = whitened(residual) / sigma0
-        if draw is not None:
-            rhs = rhs + complex_noise(rhs, draw)
-        w = conjugate_gradient(
-            lambda w: whitened(self.normal(ifft2c(root * w))) + w,
-            rhs,
-            iterations=self.iterations,
-            precondition=lambda r: r / (self.measured * root.square() + 1),
-        )
-        return self.support * (mean + sigma0 * ifft2c(root * w))
+    power = None
+    if recipe.covariance == "spectral":
+        power = power_spectrum(slice_)
+    elif recipe.covariance == "isotropic":
+        power = torch.tensor(sigma_data**2, device=slice_.kspace.device)
+    closed = recipe.guidance == "proximal" and diagonal_in_fourier(slice_)
+    name = "fourier" if closed else recipe.guidance
+    return GUIDANCE[name](prior, slice_, Terms(recipe, power, draw, draw_above))

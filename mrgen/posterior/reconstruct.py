@@ -14,7 +14,9 @@ from torch import Tensor
 
 from mrgen.errors import MrgenError
 from mrgen.posterior.baselines import cg_sense, l1_wavelet, total_variation, zero_filled
-from mrgen.posterior.guidance import Proximal
+from mrgen.posterior.batch import Batch
+from mrgen.posterior.draws import DrawPerSample
+from mrgen.posterior.guidance import guide
 from mrgen.posterior.regularisation import Choice, choose
 from mrgen.posterior.samplers import SAMPLERS, noise_levels
 from mrgen.posterior.splitting import Iterated, gaussian_posterior, split
@@ -22,11 +24,9 @@ from mrgen.prior.denoiser import Denoise
 from mrgen.prior.ensemble import MaskEnsemble, training_sampling
 from mrgen.prior.files import Prior
 from mrgen.prior.objectives import complex_noise
-from mrgen.prior.spectrum import power_spectrum
 from mrgen.scans.scan import Slice
 from mrgen.settings import Recipe, load
 
-CPU_CHUNK, GPU_CHUNK = 1, 32  # images per network call; on a CPU a batch is no faster than its items
 START_ITERATIONS = 10  # of the CG-SENSE image from which sampling starts
 WAVELET_LAMBDA = 0.0025  # of the L1-wavelet image beside a posterior, where a search would cost more than the samples
 CLASSICAL: dict[str, Callable[[Slice, float, int], Tensor]] = {
@@ -72,46 +72,43 @@ def posterior_samples(
     recipe: Recipe,
     generator: torch.Generator,
     progress: Callable[[int, int], None] | None = None,
+    batch: Batch | None = None,
 ) -> Tensor:
     """`recipe.samples` complex posterior samples (n, y, x) of a slice, in scaled units.
 
     Sampling starts from CG-SENSE plus noise at recipe.sigma_max, where the low frequencies, stronger than any
-    sigma_max, are measured. `progress(done, total)` counts network steps. Raises MrgenError on NaN,
-    for a sigma_max beyond the noise that the prior was trained on, and as `training_sampling` does.
+    sigma_max, are measured. `progress(done, total)` counts the images that the network has denoised, `batch` at a time.
+    Of `generator`, on any device, one number is drawn: sample i depends on that and i, not on how many samples there
+    are. Raises MrgenError on NaN, for a sigma_max beyond the noise that the prior was trained on, and as
+    `training_sampling` and `Batch` do.
     """
     _refuse_unfit(prior, recipe.sigma_max, "starts at sigma_max")
     device = slice_.kspace.device
-    power = None
-    if recipe.covariance == "spectral":
-        power = power_spectrum(slice_)
-    elif recipe.covariance == "isotropic":
-        power = torch.tensor(float(prior.metadata["sigma_data"]) ** 2, device=device)
-    chunk = CPU_CHUNK if device.type == "cpu" else GPU_CHUNK
-    images = recipe.samples * max(1, recipe.ensemble)
-    calls = (2 * recipe.steps - 1 if recipe.sampler == "heun" else recipe.steps) * -(-images // chunk)
-    done = 0
+    batch, draws = batch or Batch.on(device), DrawPerSample(generator)
+    evaluations = 2 * recipe.steps - 1 if recipe.sampler == "heun" else recipe.steps
+    total, done = evaluations * recipe.samples * max(1, recipe.ensemble), 0
 
-    def in_chunks(x_t: Tensor, sigma: Tensor) -> Tensor:
+    def count(images: int) -> None:
         nonlocal done
-        parts = []
-        for i in range(0, len(x_t), chunk):
-            parts.append(prior(x_t[i : i + chunk], sigma[i : i + chunk]))
-            done += 1
-            if progress is not None:
-                progress(done, calls)
-        return torch.cat(parts)
+        done += images
+        if progress is not None:
+            progress(done, total)
 
-    unconditional: Denoise = in_chunks
+    def in_batches(x_t: Tensor, sigma: Tensor) -> Tensor:
+        return batch.denoise(prior, x_t, sigma, count)
+
+    unconditional: Denoise = in_batches
     if recipe.ensemble:
-        unconditional = MaskEnsemble(in_chunks, training_sampling(prior.metadata), recipe.ensemble, generator)
-    draw = generator if recipe.sampler == "decoupled" else None
-    sigmas = noise_levels(recipe.sigma_max, max(prior.sigma_min, slice_.sigma0 / 4), recipe.steps)
+        unconditional = MaskEnsemble(in_batches, training_sampling(prior.metadata), recipe.ensemble, draws.generator)
+    draw = draws.generator if recipe.sampler == "decoupled" else None
+    sigmas = noise_levels(recipe.sigma_max, max(prior.sigma_min, slice_.sigma0 / 4), recipe.steps, recipe.grid)
     last = float(sigmas[-1])  # there the mean, as every sampler ends with it
-    denoise = Proximal(unconditional, slice_, power, iterations=recipe.cg_iterations, draw=draw, draw_above=last)
+    sigma_data = float(prior.metadata["sigma_data"])
+    denoise = guide(unconditional, slice_, recipe, sigma_data=sigma_data, draw=draw, draw_above=last)
     start = cg_sense(slice_, regularisation=0.01, iterations=START_ITERATIONS).expand(recipe.samples, -1, -1)
-    with torch.inference_mode():
-        x = start + recipe.sigma_max * complex_noise(start, generator)
-        samples = SAMPLERS[recipe.sampler](denoise, x, sigmas, generator)
+    with torch.inference_mode(), draws:
+        x = start + recipe.sigma_max * complex_noise(start, draws.generator)
+        samples = SAMPLERS[recipe.sampler](denoise, x, sigmas, draws.generator)
     if not torch.isfinite(torch.view_as_real(samples)).all():
         raise MrgenError(f"sampling diverged (NaN) with sampler {recipe.sampler!r}: use more steps or CG iterations")
     return samples
@@ -130,9 +127,9 @@ def conditional_samples(
     def denoise(x_t: Tensor, sigma: Tensor) -> Tensor:
         return denoiser(torch.stack([x_t, start], dim=1), sigma)
 
-    with torch.inference_mode():
-        x = start + recipe.sigma_max * complex_noise(start, generator)
-        samples = SAMPLERS["heun"](denoise, x, sigmas, generator)
+    with torch.inference_mode(), DrawPerSample(generator) as draws:
+        x = start + recipe.sigma_max * complex_noise(start, draws.generator)
+        samples = SAMPLERS["heun"](denoise, x, sigmas, draws.generator)
     if not torch.isfinite(torch.view_as_real(samples)).all():
         raise MrgenError("sampling diverged (NaN): use more steps")
     return samples
@@ -144,11 +141,12 @@ def reconstruct(
     recipe: Recipe,
     generator: torch.Generator,
     progress: Callable[[int, int], None] | None = None,
+    batch: Batch | None = None,
 ) -> Reconstruction:
     """Reconstruct one slice by `recipe`; a posterior recipe adds the L1-wavelet image to compare with.
 
-    `generator` lives on the slice's device. Raises MrgenError as `posterior_samples` does, for a learned recipe without
-    a prior, and for an iteration that diverges.
+    The other arguments are those of `posterior_samples`. Raises MrgenError as that does, for a learned recipe without a
+    prior, and for an iteration that diverges.
     """
     zero = zero_filled(slice_).abs()
     if recipe.method == "zero-filled":
@@ -157,13 +155,14 @@ def reconstruct(
         raise MrgenError(f"a {recipe.method} recipe needs a prior; give one with --prior")
     if recipe.method == "posterior":
         assert prior is not None
-        magnitudes = posterior_samples(slice_, prior, recipe, generator, progress).abs()
+        magnitudes = posterior_samples(slice_, prior, recipe, generator, progress, batch).abs()
         wavelet = load(Recipe, "l1-wavelet")
         fixed = wavelet.model_copy(update={"regularisation": WAVELET_LAMBDA})
         baselines = {"l1-wavelet": regularised(slice_, None, fixed)[0].abs()}
         return Reconstruction(magnitudes.mean(0), magnitudes.std(0), magnitudes, zero, baselines)
     if recipe.method == "gaussian":
-        magnitudes = gaussian_posterior(slice_, recipe.samples, recipe.cg_iterations, generator).abs()
+        with DrawPerSample(generator) as draws:
+            magnitudes = gaussian_posterior(slice_, recipe.samples, recipe.cg_iterations, draws.generator).abs()
         return Reconstruction(magnitudes.mean(0), magnitudes.std(0), magnitudes, zero, {})
     image, facts = regularised(slice_, prior, recipe, progress)
     return Reconstruction(image.abs(), None, None, zero, {}, facts)

@@ -1,8 +1,10 @@
 """Samplers: from noise at sigma_max to an image, given any denoiser; prior or posterior, they cannot tell.
 
 Each is a plain function (denoise, x, sigmas, generator) -> x_0, with x (batch, y, x) at noise level sigmas[0] and
-`sigmas` falling. All follow dx/dsigma = (x - D(x, sigma)) / sigma, the probability-flow ODE (Song et al., arXiv
-2011.13456) in the notation of Karras et al., arXiv 2206.00364, and all end with the denoised image at the last level.
+`sigmas` falling. `ddim`, `multistep` and `heun` follow dx/dsigma = (x - D(x, sigma)) / sigma, the probability-flow ODE
+(Song et al., arXiv 2011.13456) in the notation of Karras et al., arXiv 2206.00364; `ancestral` and `decoupled` have the
+same marginals with fresh noise at every level. All end with the denoised image at the last level, so what the posterior
+still leaves open given x_t at sigma_min is missing from the spread: choose sigma_min well below sigma0.
 """
 
 from __future__ import annotations
@@ -19,12 +21,21 @@ from mrgen.prior.objectives import complex_noise
 Sampler = Callable[[Denoise, Tensor, Tensor, torch.Generator], Tensor]
 
 
-def noise_levels(sigma_max: float, sigma_min: float, steps: int, rho: float = 7.0) -> Tensor:
-    """`steps` falling levels (steps,) between the two, dense near sigma_min (Karras et al., equation 5)."""
-    t = torch.linspace(0, 1, steps)
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    levels: Tensor = (high + t * (low - high)) ** rho
-    return levels
+RHO = 7.0  # of Karras et al.
+
+# A grid is evenly spaced in u(sigma): u and its inverse.
+GRIDS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "karras": (lambda sigma: sigma ** (1 / RHO), lambda u: u**RHO),  # equation 5; dense near sigma_min
+    "log": (torch.log, torch.exp),  # the same ratio at every step
+    "cosine": (torch.atan, torch.tan),  # alpha_bar = cos(u)^2 of Nichol and Dhariwal, arXiv 2102.09672; dense near 1
+}
+
+
+def noise_levels(sigma_max: float, sigma_min: float, steps: int, grid: str = "karras") -> Tensor:
+    """`steps` falling levels (steps,) from sigma_max to sigma_min, spaced as `grid`, one of `GRIDS`, says."""
+    u, sigma = GRIDS[grid]
+    high, low = u(torch.tensor([sigma_max, sigma_min], dtype=torch.float64))
+    return sigma(torch.lerp(high, low, torch.linspace(0, 1, steps, dtype=torch.float64))).float()
 
 
 def _at(sigma: Tensor, x: Tensor) -> Tensor:

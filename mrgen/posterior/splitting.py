@@ -1,4 +1,4 @@
-"""Linear and learned reconstructions by the data step of mrgen.posterior.guidance, x ~ N(D(x_t), V) given y.
+"""Linear and learned reconstructions by the data step of mrgen.posterior.proximal, x ~ N(D(x_t), V) given y.
 
 Gaussian      D = 0, V = F^H diag(P) F: the posterior of a stationary Gaussian image, P estimated from the scan itself.
               Its draws are exact, up to the convergence of CG.
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from mrgen.errors import MrgenError
-from mrgen.posterior.guidance import Proximal
+from mrgen.posterior.proximal import Proximal
 from mrgen.prior.denoiser import Denoise
 from mrgen.prior.spectrum import power_spectrum
 from mrgen.scans.scan import Slice

@@ -183,7 +183,7 @@ class CachedScan:
         """The nth slice that is stored, as it was prepared, without a reference. Raises MrgenError."""
         kspace, maps = torch.empty(2, *self.shape, dtype=torch.complex64)
         self.load(n, kspace, maps)
-        return Slice(kspace, self.mask[n], maps, self.sigma0[n], self.scale[n], None, self.noise_from[n])
+        return Slice(kspace, self.mask[n], maps, self.sigma0[n], self.scale[n], None, noise_from=self.noise_from[n])
 
 
 @contextmanager

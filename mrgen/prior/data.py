@@ -96,16 +96,20 @@ class Share:
 
     items: MeasuredBatch | CleanBatch
     positions: range  # of the items in the batch; empty where the batch is too small: then `items` is one to spare
-    size: int  # of the whole batch
+    floors: Tensor  # (batch,) of the whole batch, on the CPU: the lowest noise level that each item serves
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Items with their matrix sizes and a fingerprint of what they were made from."""
+    """Items with their matrix sizes and a fingerprint of what they were made from.
+
+    An item is only trained on at noise levels from its entry of `floors` (item,) on; without them, at all levels.
+    """
 
     items: Sequence[Item | StoredItem] | Sequence[Tensor]  # measured slices, or clean images (y, x) for the oracle
     shapes: list[tuple[int, int]]
     fingerprint: str
+    floors: Tensor | None = None
 
     @classmethod
     def from_folder(
@@ -173,7 +177,8 @@ class TrainingSet:
 
         def load(indices: list[int], positions: range) -> Share:
             batch = self.collate(indices, beside is not None, positions or range(1), readers)
-            return Share(batch, positions, len(indices))
+            floors = torch.zeros(len(indices)) if self.floors is None else self.floors[indices]
+            return Share(batch, positions, floors)
 
         try:
             loading = deque(pool.submit(load, *share) for share in islice(order, AHEAD))

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mrgen.errors import MrgenError
 
-PATIENCE = timedelta(minutes=10)  # how long a process waits for the others before it gives up
+PATIENCE = timedelta(minutes=10)  # how long a process waits for the others before it gives up, in training
 
 
 def local_device(device: str) -> str:
@@ -87,7 +87,7 @@ class Processes:
         return values
 
 
-def join(device: str) -> Processes:
+def join(device: str, patience: timedelta = PATIENCE) -> Processes:
     """The processes that torchrun started (WORLD_SIZE, RANK and LOCAL_RANK are set), or this one alone."""
     device = local_device(device)
     if "WORLD_SIZE" not in os.environ:
@@ -95,7 +95,7 @@ def join(device: str) -> Processes:
     if not distributed.is_initialized():
         if device != "cpu":
             torch.cuda.set_device(device)
-        distributed.init_process_group("gloo" if device == "cpu" else "nccl", timeout=PATIENCE)
+        distributed.init_process_group("gloo" if device == "cpu" else "nccl", timeout=patience)
         atexit.register(distributed.destroy_process_group)
-    control = distributed.new_group(backend="gloo", timeout=PATIENCE)
+    control = distributed.new_group(backend="gloo", timeout=patience)
     return Processes(device, distributed.get_rank(), distributed.get_world_size(), control)

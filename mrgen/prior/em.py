@@ -16,7 +16,8 @@ it was, and processes that share the folder share the E-step:
 
     run.json                            what all this was made from
     log.json                            scores of the priors, the one that EM started from first
-    round-01/samples/<slice>.safetensors   image (n, y, x, 2) float16: the samples under the prior before
+    round-01/samples/<slice>.safetensors   image (n, y, x, 2) float16: the samples under the prior before;
+                                        in the metadata sigma0 and R of what they were drawn from
     round-01/prior.safetensors          what was learned from them
 
 DiffEM (arXiv 2510.12691) learns a conditional denoiser D(x_t, u, sigma) in each round, where u is a simple
@@ -51,6 +52,7 @@ from mrgen.scans.scan import Slice
 from mrgen.settings import EM
 
 REPORT_SECONDS = 10.0
+SEVERAL = 32  # slices that are sampled at once, where they are
 LOOK_SECONDS = 0.2  # between looks for the prior that another process is to write
 
 P = TypeVar("P")
@@ -75,6 +77,8 @@ class Steps(Generic[P]):
     # DiffEM: a simple reconstruction (y, x) of a slice, and how to learn a prior from the last samples, as `maximise`
     condition: Callable[[Slice], Tensor] | None = None
     finish: Callable[[list[Path], Path, Path], None] | None = None
+    # `sample` for several slices at once, each with its generator, where that is faster
+    several: Callable[[list[Slice], P, list[torch.Generator]], list[Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -182,29 +186,43 @@ def _expect(
     run: Run, steps: Steps[P], cases: Sequence[Case], number: int, withheld: set[str], report: Callable[[str], None]
 ) -> None:
     """The E-step for `cases` under the prior before round `number`, shared with other processes."""
-    missing = [case for case in cases if not run.samples(number, case).exists()]
-    if missing:
-        prior = steps.load(run.prior(number - 1))
-        begun = spoken = time.monotonic()
-        for patience in (0, -1):  # those that nobody is at; then, without end of patience, those of the others
-            for count, case in enumerate(missing, 1):
-                file = run.samples(number, case)
-                if file.exists():
-                    continue
-                with alone(file, patience) as nobody_else:
-                    if nobody_else and not file.exists():
-                        write_safetensors(file, *_samples(run, steps, prior, case, number, case.name in withheld))
-                now = time.monotonic()
-                if now - spoken > REPORT_SECONDS:
-                    left = (len(missing) - count) * (now - begun) / count / 60
-                    report(f"round {number}: sampled {count} of {len(missing)} slices, about {left:.1f} min left")
-                    spoken = now
+    if all(run.samples(number, case).exists() for case in cases):
+        return
+    prior = steps.load(run.prior(number - 1))
+    size = SEVERAL if steps.several and not withheld.issuperset(case.name for case in cases) else 1
+    groups = [cases[i : i + size] for i in range(0, len(cases), size)]  # the same in every process: one lock for each
+    begun = spoken = time.monotonic()
+    for patience in (0, -1):  # those that nobody is at; then, without end of patience, those of the others
+        for count, group in enumerate(groups, 1):
+            if all(run.samples(number, case).exists() for case in group):
+                continue
+            with alone(run.samples(number, group[0]), patience) as nobody_else:
+                if nobody_else:
+                    _sample(run, steps, prior, group, number, withheld)
+            now = time.monotonic()
+            if now - spoken > REPORT_SECONDS:
+                left = (len(groups) - count) * (now - begun) / count / 60
+                report(f"round {number}: at slice {count * size} of {len(cases)}, about {left:.1f} min left")
+                spoken = now
 
 
-def _samples(
-    run: Run, steps: Steps[P], prior: P, case: Case, number: int, held: bool
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What is stored of a case: its samples, and their score where lines are withheld of it."""
+def _sample(run: Run, steps: Steps[P], prior: P, group: Sequence[Case], number: int, withheld: set[str]) -> None:
+    """Write the samples of those of a group that have none, one by one where lines are withheld."""
+    missing = [case for case in group if not run.samples(number, case).exists()]
+    plain = [case for case in missing if case.name not in withheld]
+    if steps.several and plain:
+        slices = [case.read().to(run.device) for case in plain]
+        generators = [run.generator(run.device, number, case.name) for case in plain]
+        drawn = steps.several(slices, prior, generators)
+        for case, slice_, samples, generator in zip(plain, slices, drawn, generators, strict=True):
+            _store(run, steps, case, number, slice_, samples, generator, {})
+        missing = [case for case in missing if case.name in withheld]
+    for case in missing:
+        _sample_one(run, steps, prior, case, number, case.name in withheld)
+
+
+def _sample_one(run: Run, steps: Steps[P], prior: P, case: Case, number: int, held: bool) -> None:
+    """Write the samples of a case, with their score where lines are withheld of it."""
     given, metadata = case.read().to(run.device), {}
     generator, wanted = run.generator(run.device, number, case.name), 1
     if held:
@@ -219,10 +237,25 @@ def _samples(
         raise MrgenError(f"{case.name}: {error}") from error
     if held:
         metadata["score"] = asdict(score(whole, withheld, samples))
+    _store(run, steps, case, number, given, samples, generator, metadata)
+
+
+def _store(
+    run: Run,
+    steps: Steps[P],
+    case: Case,
+    number: int,
+    given: Slice,
+    samples: Tensor,
+    generator: torch.Generator,
+    metadata: dict[str, Any],
+) -> None:
     images = {"image": samples}
     if steps.condition:
         images["condition"] = torch.stack([steps.condition(measured_again(given, x, generator)) for x in samples])
-    return {name: torch.view_as_real(x).half() for name, x in images.items()}, metadata
+    tensors = {name: torch.view_as_real(x).half() for name, x in images.items()}
+    about = {"sigma0": given.sigma0, "R": given.mask.numel() / float(given.mask.sum()), **metadata}
+    write_safetensors(run.samples(number, case), tensors, about)
 
 
 def measured_again(slice_: Slice, image: Tensor, generator: torch.Generator) -> Slice:

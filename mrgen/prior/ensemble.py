@@ -44,18 +44,19 @@ class MaskEnsemble:
 
     def masks(self, images: int, n: int) -> Tensor:
         """(count, images, 1, n) on the CPU."""
-        seed = torch.randint(2**31, (), generator=self.generator, device=self.generator.device)
-        rng = np.random.RandomState(int(seed))
         drawn = []
-        for _ in range(self.count * images):
-            r = self.sampling.acceleration[rng.randint(len(self.sampling.acceleration))]
-            drawn.append(sampling_mask(self.sampling.pattern, n, r, self.sampling.fraction(r), rng))
-        return torch.stack(drawn).reshape(self.count, images, 1, n)
+        for seed in torch.randint(2**31, (images,), generator=self.generator, device=self.generator.device).tolist():
+            rng = np.random.RandomState(seed)  # of the image, whose masks do not depend on how many others there are
+            for _ in range(self.count):
+                r = self.sampling.acceleration[rng.randint(len(self.sampling.acceleration))]
+                drawn.append(sampling_mask(self.sampling.pattern, n, r, self.sampling.fraction(r), rng))
+        return torch.stack(drawn).reshape(images, self.count, 1, n).transpose(0, 1)
 
     def __call__(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         mask = self.masks(len(x_t), x_t.shape[-1]).to(sigma)
         k_t = fft2c(x_t).expand(self.count, *x_t.shape)
-        hidden = sigma[:, None, None] * complex_noise(k_t, self.generator)
+        noise = complex_noise(k_t.transpose(0, 1), self.generator).transpose(0, 1)  # image by image, as the masks
+        hidden = sigma[:, None, None] * noise
         u = ifft2c(mask * k_t + (1 - mask) * hidden)
         xhat = self.denoise(u.flatten(0, 1), sigma.repeat(self.count)).reshape(u.shape)
         if self.lines == "all":

@@ -6,6 +6,17 @@ With eta > 1 it is over-relaxed. For x_t = x + sigma_t n, x a posterior sample, 
 
 eta times the step of plain EM. In the linear case EM's step shrinks the error of D_old by a factor between 0 and 1, so
 eta < 2 converges; what shrinks slowest gets there in 1 / eta of the rounds. The target's variance grows with eta^2.
+
+It is gated, as noisy data serve high noise levels only in Ambient Diffusion Omni (Daras et al., arXiv 2506.10038).
+While the prior still believes in noise, the samples of a scan keep some: at most that of its SENSE image, whose std per
+pixel is s = sqrt(R) sigma0, without the amplification by the coils. A denoiser that takes a variance of s^2 for anatomy
+lets s^2 / (s^2 + sigma_t^2) of it through, so a sample is used at sigma_t >= gate s alone, where that is below
+1 / (1 + gate^2): 14 % for 2.5. Lower levels are learned from the cleaner scans, whose samples lose their noise in few
+rounds. At every level at least a share LEFT of the scans must remain; with q the LEFT-quantile of s over the scans,
+
+    floor = gate sqrt(max(0, s^2 - q^2))
+
+counts only the noise that a scan has beyond the cleanest, so scans that are all alike serve every level.
 """
 
 from __future__ import annotations
@@ -25,6 +36,8 @@ from mrgen.prior.files import FORMAT, load_prior, read_safetensors, save_prior
 from mrgen.prior.objectives import CleanBatch, Objective, complex_noise
 from mrgen.prior.train import train
 from mrgen.settings import Network, Protocol, Training
+
+LEFT = 0.15
 
 
 def from_samples(old: Denoise | None, eta: float, condition: bool = False) -> Objective:
@@ -47,6 +60,12 @@ def from_samples(old: Denoise | None, eta: float, condition: bool = False) -> Ob
         return (denoise(seen, sigma_t) - target).abs().square().mean((1, 2))
 
     return objective  # type: ignore[return-value]
+
+
+def noise_floors(s: Tensor, gate: float) -> Tensor:
+    """The lowest noise level that the samples of each scan serve, of the noise std `s` of its image; both (scan,)."""
+    cleanest = s.quantile(LEFT, interpolation="higher")
+    return gate * (s.square() - cleanest.square()).clamp_min(0).sqrt()
 
 
 class SampleFiles(Sequence[Tensor]):
@@ -87,7 +106,7 @@ def learn_from_samples(
 
     It goes on from the prior `before` where that is the protocol's network; else it is trained from scratch for all of
     the protocol's `training.steps`. A training that was broken off is resumed. Under torchrun the first process writes
-    and reports.
+    and reports. A conditional network is not gated: it must know every scan, the noisy ones too, at all levels.
     """
     em, first = protocol.em, is_first()
     old, (weights, metadata) = load_prior(before, device, amp=device != "cpu"), read_safetensors(before)
@@ -100,9 +119,11 @@ def learn_from_samples(
     condition = protocol.network.condition
     samples = SampleFiles(files, em.samples, condition)
     relaxing = em.relaxation > 1 and old.conditional == condition
-    shapes = [shape for file in files for shape in [_shape(file)] * em.samples]
+    about = [_about(file) for file in files for _ in range(em.samples)]
+    shapes, s = [shape for shape, _ in about], torch.tensor([s for _, s in about])
+    floors = noise_floors(s, 0 if condition else em.gate)
     trained = train(
-        TrainingSet(samples, shapes, f"{before.parent.name}-{old.sha256[:16]}-{len(samples)}"),
+        TrainingSet(samples, shapes, f"{before.parent.name}-{old.sha256[:16]}-{len(samples)}", floors),
         protocol.model_copy(update={"training": protocol.training.model_copy(update=changes)}),
         target.with_name("training.safetensors"),
         device=device,
@@ -123,9 +144,11 @@ def learn_from_samples(
     trained.with_suffix(".checkpoint.safetensors").unlink()
 
 
-def _shape(file: Path) -> tuple[int, int]:
-    n_y, n_x = read_samples(file).shape[-2:]
-    return n_y, n_x
+def _about(file: Path) -> tuple[tuple[int, int], float]:
+    """Matrix size of the samples in a file, and sqrt(R) sigma0 of the scan that they are of."""
+    tensors, metadata = read_safetensors(file)
+    _, n_y, n_x, _ = tensors["image"].shape
+    return (n_y, n_x), metadata["R"] ** 0.5 * metadata["sigma0"]
 
 
 def stages_of(metadata: dict[str, Any]) -> list[dict[str, Any]]:

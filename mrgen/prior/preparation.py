@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mrgen import __version__
 from mrgen.errors import MrgenError
+from mrgen.physics.masks import achieved_acceleration
 from mrgen.prior.cache import CachedScan, Entry, alone, cache_file, made_from, write_scan
 from mrgen.prior.weights import gsure_weights, line_probability
 from mrgen.scans.open import open_scan
@@ -68,7 +69,9 @@ def prepare_scans(
                     f"scans: repair them or take them out of the folder; the first is {lines[0]}"
                 )
     slices = sum(len(scan) for scan in usable.values())
-    report(f"prepared {len(usable)} scans: {slices} slices, {progress.slices} of them new")
+    achieved = [achieved_acceleration(mask) for scan in usable.values() for mask in scan.mask]
+    which = f"R = {min(achieved):.2f} to {max(achieved):.2f} of all lines" if achieved else "none can be used"
+    report(f"prepared {len(usable)} scans: {slices} slices, {progress.slices} of them new; {which}")
     for line in _left_out(usable, unusable):
         report(f"left out {line}")
     return [usable[path] for path in paths if path in usable]

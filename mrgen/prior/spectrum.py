@@ -23,12 +23,13 @@ def ring_position(shape: tuple[int, int]) -> Tensor:
 
 
 def spread_rings(profile: Tensor, rings: Tensor, position: Tensor) -> Tensor:
-    """`profile`, positive, of the rising `rings`, both (ring,), at `position` (ky, kx): linear in its logarithm."""
+    """`profile` (..., ring), positive, of rising `rings` (ring,), at `position` (ky, kx): linear in its logarithm."""
     logarithm = profile.log()
     left = (torch.searchsorted(rings, position.floor().long().flatten(), right=True) - 1).clamp(0, len(rings) - 2)
     start, stop = rings[left], rings[left + 1]
     t = ((position.flatten() - start) / (stop - start)).clamp(0, 1)
-    return torch.lerp(logarithm[left], logarithm[left + 1], t).exp().reshape(position.shape)
+    between: Tensor = torch.lerp(logarithm[..., left], logarithm[..., left + 1], t).exp()
+    return between.reshape(*profile.shape[:-1], *position.shape)
 
 
 class Rings:
@@ -38,20 +39,24 @@ class Rings:
         """`mask` and `weights`, which points have in an average (without them, all count 1), broadcast to `shape`."""
         self.position = ring_position(shape).to(mask.device)
         self.sampled = mask.expand(shape) > 0
-        self.ring = self.position.round().long()[self.sampled]
+        ring = self.position.round().long()[self.sampled]
+        members = [(ring == b).nonzero().flatten() for b in range(BINS)]
+        # of each ring the numbers of its points, filled up with that of a zero behind them: sums of rows, unlike
+        # index_add, are the same each time on a GPU
+        self.members = torch.nn.utils.rnn.pad_sequence(members, batch_first=True, padding_value=len(ring))
         weights = torch.ones_like(mask, dtype=self.position.dtype) if weights is None else weights
         self.weights = weights.expand(shape)[self.sampled]
         self.count = self.total(torch.ones(shape, device=mask.device))
         self.known = (self.count > 0).nonzero().flatten()
 
     def total(self, values: Tensor) -> Tensor:
-        """Weighted sums of values (ky, kx) over the sampled points of each ring, (BINS,)."""
-        terms = self.weights * values[self.sampled].to(self.weights)
-        return torch.zeros(BINS, device=terms.device, dtype=terms.dtype).index_add(0, self.ring, terms)
+        """Weighted sums of values (..., ky, kx) over the sampled points of each ring, (..., BINS)."""
+        terms = self.weights * values[..., self.sampled].to(self.weights)
+        return torch.nn.functional.pad(terms, (0, 1))[..., self.members].sum(-1)
 
     def average(self, values: Tensor, least: float) -> Tensor:
-        """Ring means of values (ky, kx), not below `least`, interpolated linearly in their logarithm, (ky, kx)."""
-        means = self.total(values)[self.known] / self.count[self.known]
+        """Ring means of values (..., ky, kx), not below `least`, interpolated linearly in their logarithm."""
+        means = self.total(values)[..., self.known] / self.count[self.known]
         return spread_rings(means.clamp_min(least), self.known, self.position)
 
 

@@ -37,11 +37,17 @@ REPORT_SECONDS = 5.0
 SHEETS = 20  # in a whole training
 
 
-def draw_sigma(batch: int, training: Training, generator: torch.Generator) -> Tensor:
-    """Noise levels (batch,): log-normal about sigma_median, one from each of `batch` equal-probability strata."""
+def draw_sigma(floor: Tensor, training: Training, generator: torch.Generator) -> Tensor:
+    """Noise levels (batch,): log-normal about sigma_median, one from each of `batch` equal-probability strata.
+
+    The law of each item is truncated below at its `floor` (batch,), which is 0 for an item that serves all levels.
+    """
+    batch, median, spread = len(floor), training.sigma_median, training.sigma_spread
     quantile = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+    lowest = torch.special.ndtr((floor / median).log() / spread)
+    quantile = lowest + (1 - lowest) * quantile
     z = math.sqrt(2) * torch.erfinv((2 * quantile - 1).clamp(-0.9999, 0.9999))
-    return (training.sigma_median * torch.exp(training.sigma_spread * z)).clamp(training.sigma_min, training.sigma_max)
+    return (median * torch.exp(spread * z)).maximum(floor).clamp(training.sigma_min, training.sigma_max)
 
 
 def any_pose(denoise: Denoise, generator: torch.Generator) -> Denoise:
@@ -156,7 +162,7 @@ def train(
             for part in range(training.accumulate):
                 share = next(shares)
                 common = stream(training.seed, step)
-                levels = draw_sigma(share.size, training, common)
+                levels = draw_sigma(share.floors, training, common)
                 denoise = any_pose(model, common)
                 draws = DrawPerItem(training.seed, step, share.positions or range(1), device)
                 places = torch.tensor(share.positions or range(1))
@@ -165,7 +171,7 @@ def train(
                     with draws:
                         risk = objective(draws.outside(denoise), share.items, sigma_t, draws.generator, training)
                     weighted = loss_weight(sigma_t, share.items, training.sigma_data) * risk
-                    loss = counted * processes.count / share.size * weighted.sum()  # the processes are averaged over
+                    loss = counted * processes.count / len(levels) * weighted.sum()  # the processes are averaged over
                     loss.backward()  # type: ignore[no-untyped-call]
                 recent.add(part == 0, levels, places, counted * risk.detach())
             torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)

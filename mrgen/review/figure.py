@@ -51,7 +51,7 @@ def save_figure(
     """Write a PNG of one slice.
 
     `images` (y, x) by name, the last one being the reconstruction, `std` (y, x) of its `samples` samples and the
-    `reference` (y, x) share one unit; `scores` holds psnr_fit and ssim by image name; `mask` is (kx,) or (ky, kx).
+    `reference` (y, x) share one unit; `scores` holds psnr_fit and ssim_fit by image name; `mask` is (kx,) or (ky, kx).
     All grey panels share one window, from 0 to the 99.8th percentile of the reference (without one: of the
     reconstruction). The error is that of the reconstruction after the best scalar fit.
     """
@@ -61,10 +61,10 @@ def save_figure(
     top = float(np.percentile(images[final] if reference is None else reference, 99.8))
     panels: list[tuple[Array, str, dict[str, Any]]] = []
     if reference is not None:
-        panels.append((reference, "reference\nfully sampled", {"top": top}))
+        panels.append((reference, "reference: coil combination\nof the fully sampled scan", {"top": top}))
     for name, image in images.items():
         score = scores.get(name)
-        text = f"\nPSNR {score['psnr_fit']:.1f} dB, SSIM {score['ssim']:.3f}" if score else ""
+        text = f"\nPSNR {score['psnr_fit']:.1f} dB, SSIM {score['ssim_fit']:.3f}" if score else ""
         panels.append((image, label(name, samples) + text, {"top": top}))
     if std is not None and samples is not None:
         spread = {"top": float(np.percentile(std, 99.8)), "cmap": "inferno"}

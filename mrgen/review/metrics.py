@@ -76,10 +76,13 @@ def psnr_fit(image: Array, reference: Array, peak: float | None = None) -> float
 
 def ssim(image: Array, reference: Array, peak: float | None = None) -> float:
     """Mean structural similarity; ValueError for a side shorter than the 7-pixel window and for a peak of 0."""
+    if min(image.shape[-2:]) < WINDOW:
+        height, width = image.shape[-2:]
+        raise ValueError(f"the image is {height} x {width}, expected {WINDOW} x {WINDOW} or more for SSIM")
     x, r = _double(image, reference)
-    if min(x.shape[-2:]) < WINDOW:
-        raise ValueError(f"the image is {x.shape[-2]} x {x.shape[-1]}, expected {WINDOW} x {WINDOW} or more for SSIM")
     top = _peak(r, peak)
+    if image.ndim > 2:  # slice by slice, as what follows needs much memory
+        return float(np.mean([ssim(*both, top) for both in zip(image, reference, strict=True)]))
     c1, c2 = (K1 * top) ** 2, (K2 * top) ** 2
 
     def mean(a: NDArray[np.float64]) -> NDArray[np.float64]:

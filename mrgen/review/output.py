@@ -11,7 +11,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +29,10 @@ from mrgen.review.metrics import Array, scores
 from mrgen.scans.header import anonymous_header
 
 DEFINITIONS = (
-    "Against the RSS of the whitened, fully sampled coil images; peak = maximum of the reference volume. psnr "
-    "(dB), ssim and nmse without a fit, as in fastmri.evaluate; psnr_fit, ssim_fit and nmse_fit after the best scalar "
-    "fit, of each slice or of the whole volume."
+    "Against the coil combination |S^H F^H k| of the fully sampled scan (volume, slices), and against the RSS of its "
+    "whitened coil images (volume_rss), whose background is the noise of all coils; peak = maximum of the reference "
+    "volume. psnr (dB), ssim and nmse without a fit, as in fastmri.evaluate; psnr_fit, ssim_fit and nmse_fit after the "
+    "best scalar fit, of each slice or of the whole volume."
 )
 Scores = dict[str, dict[str, float]]
 
@@ -42,7 +43,8 @@ class Result:
 
     images: dict[str, Array]  # zero_filled, l1_wavelet where computed, and last the reconstruction
     std: Array | None  # std over the samples; None for a recipe without samples
-    reference: Array | None
+    reference: Array | None  # coil combination of the fully sampled scan
+    rss: Array | None  # root of the sum of squares of its whitened coil images
     mask: Array  # (kx,) lines or (ky, kx) points: 1 where sampled
     zero_filled: int  # lines that the scanner zero-filled, so that nobody could sample them
     first_slice: int  # index in the input of the first slice reconstructed
@@ -57,18 +59,24 @@ class Result:
     prior_sha256: str | None
     recipe: dict[str, Any]  # the recipe's name and settings
     header: str | None
-    seconds: dict[str, float]
+    seconds: list[float]  # of each slice
+    resumed: int  # slices that an earlier, interrupted run had finished
+    identity: str  # SHA-256 of all that decides on the images
+    read_samples: Callable[[int], Array] | None = None  # samples (n, y, x) of the i-th slice, where they are kept
 
     @property
     def acceleration(self) -> float:
         """R as achieved: lines (points) that are not zero-filled over those sampled."""
         return achieved_acceleration(torch.from_numpy(self.mask), self.zero_filled)
 
-    def volume_scores(self) -> Scores:
-        """Figures of every image over the whole volume, by image name; empty without a reference."""
-        if self.reference is None:
+    def volume_scores(self, reference: Array | None) -> Scores:
+        """Figures of every image over the whole volume against one of the references, by image name.
+
+        Empty without a reference.
+        """
+        if reference is None:
             return {}
-        return {name: scores(image, self.reference) for name, image in self.images.items()}
+        return {name: scores(image, reference) for name, image in self.images.items()}
 
     def slice_scores(self, i: int) -> Scores:
         """Figures of every image of the i-th reconstructed slice, with the volume's peak."""
@@ -100,21 +108,33 @@ def replacing(paths: list[Path]) -> Iterator[list[Path]]:
             temporary.unlink(missing_ok=True)
 
 
+def finished(out_dir: Path, stem: str, identity: str) -> bool:
+    """Whether the folder holds the whole result of a run with this identity."""
+    if not all((out_dir / name).is_file() for name in (f"{stem}.h5", "figure.png")):
+        return False
+    try:
+        return bool(json.loads((out_dir / "report.json").read_text())["identity"] == identity)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def write_result(out_dir: Path, stem: str, result: Result) -> list[Path]:
     """Write the three files and return their paths. Raises MrgenError when the disk refuses."""
-    paths = [out_dir / f"{stem}.h5", out_dir / "report.json", out_dir / "figure.png"]
+    paths = [out_dir / f"{stem}.h5", out_dir / "figure.png", out_dir / "report.json"]  # this last, see `finished`
     try:
-        with replacing(paths) as (volume, report, figure):
+        with replacing(paths) as (volume, figure, report):
             _write_volume(volume, result)
             report.write_text(json.dumps(finite(_report(result)), indent=2, allow_nan=False) + "\n")
             _write_figure(figure, result)
     except OSError as error:
-        raise MrgenError(f"could not write the result to {out_dir} ({error}): free space or choose another") from None
+        raise MrgenError(
+            f"could not write the result to {out_dir} ({error}): free space, and the same command goes on"
+        ) from None
     return paths
 
 
 def _write_volume(path: Path, result: Result) -> None:
-    arrays = {**result.images, "std": result.std, "reference": result.reference, "mask": result.mask}
+    arrays = {**result.images, "std": result.std, "reference": result.reference, "rss": result.rss, "mask": result.mask}
     attributes = {
         "R": result.acceleration,
         "zero_filled_lines": result.zero_filled,
@@ -130,6 +150,12 @@ def _write_volume(path: Path, result: Result) -> None:
         for name, array in arrays.items():
             if array is not None:
                 file[name] = np.asarray(array, dtype=np.float32)
+        if result.read_samples is not None:
+            count, *matrix = result.images["reconstruction"].shape
+            shape = (count, result.samples, *matrix)
+            volume = file.create_dataset("samples", shape, np.float32, chunks=(1, 1, *matrix))
+            for i in range(count):  # one slice at a time, as all may not fit into memory
+                volume[i] = result.read_samples(i)
         if result.header is not None:
             file["ismrmrd_header"] = anonymous_header(result.header)
         for name, value in attributes.items():
@@ -157,13 +183,20 @@ def _report(result: Result) -> dict[str, Any]:
         "seed": result.seed,
         "n_samples": result.samples,
         "prior_sha256": result.prior_sha256,
-        "seconds": result.seconds,
+        "seconds": {"reconstruction": round(sum(result.seconds), 2), "slices": result.seconds},
+        "resumed_slices": result.resumed,
+        "identity": result.identity,
     }
     if result.samples is not None:
         report["std_relative_sampling_error"] = 1 / math.sqrt(2 * (result.samples - 1))
     if result.reference is not None:
         slices = [{"slice": result.first_slice + i, **result.slice_scores(i)} for i in range(count)]
-        report["metrics"] = {"definitions": DEFINITIONS, "volume": result.volume_scores(), "slices": slices}
+        report["metrics"] = {
+            "definitions": DEFINITIONS,
+            "volume": result.volume_scores(result.reference),
+            "slices": slices,
+            "volume_rss": result.volume_scores(result.rss),
+        }
     return report
 
 

@@ -1,23 +1,29 @@
-"""A whole scan through one recipe: prepare each slice, reconstruct it, and gather the `Result`."""
+"""A whole scan through one recipe: prepare each slice, reconstruct it, keep it, and gather the `Result`."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from mrgen import __version__
 from mrgen.errors import MrgenError
 from mrgen.physics.fourier import centre_crop
 from mrgen.physics.masks import achieved_acceleration
+from mrgen.posterior.batch import Batch
 from mrgen.posterior.reconstruct import Reconstruction, reconstruct
 from mrgen.prior.files import Prior
+from mrgen.review.metrics import Array
 from mrgen.review.output import Result
+from mrgen.review.parts import Part, Parts
 from mrgen.scans.prepare import prepare
 from mrgen.scans.recognise import acceleration_text
 from mrgen.scans.scan import Scan, Slice
@@ -38,36 +44,72 @@ class Run:
     device: str
     calibration: Scan | None = None  # of the same coils, for scans without a fully sampled centre
     coils: int | None = None  # virtual coils to compress the scan's to
+    save_samples: bool = False
+    batch: Batch | None = None  # shared by runs, so that the next one knows how much fits into memory
 
     @property
     def samples(self) -> int | None:
         return self.recipe.samples if self.recipe.draws else None
 
+    def identity(self) -> dict[str, Any]:
+        """All that decides on the images, ready for JSON: two runs of one identity give the same result."""
+        mask = "as measured"
+        if self.undersample is not None:
+            mask = hashlib.sha256(self.undersample.numpy(force=True).tobytes()).hexdigest()
+        return {
+            "version": __version__,
+            "scan": _file_identity(self.scan),
+            "slices": [self.slices.start, self.slices.stop],
+            "mask": mask,
+            "calibration scan": None if self.calibration is None else _file_identity(self.calibration),
+            "number of coils": self.coils,
+            "recipe": {"name": self.recipe_name, **self.recipe.model_dump(mode="json")},
+            "prior": None if self.prior is None else self.prior.sha256,
+            "seed": self.seed,
+            "device": self.device.partition(":")[0],
+            "choice of --save-samples": self.save_samples,
+        }
 
-def slice_generator(seed: int, index: int, device: str) -> torch.Generator:
+
+def _file_identity(scan: Scan) -> dict[str, Any]:
+    stat = Path(scan.path).stat()
+    return {"name": Path(scan.path).name, "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
+
+
+def digest(identity: dict[str, Any]) -> str:
+    """SHA-256 of an identity: what a report says of it, as the name and time of a file may tell too much."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def slice_generator(seed: int, index: int) -> torch.Generator:
     """The source of a slice's samples, seeded by its own number, so that A:B gives what the whole scan gives."""
-    return torch.Generator(device).manual_seed(seed * 1_000_003 + index)
+    return torch.Generator().manual_seed(seed * 1_000_003 + index)
 
 
-def reconstruct_scan(run: Run, say: Callable[[str], None], progress: Callable[[float, str], None]) -> Result:
-    """Reconstruct the slices of `run`, telling `say` about mask, noise and virtual coils.
+def reconstruct_scan(
+    run: Run, parts: Parts, say: Callable[[str], None], progress: Callable[[float, str], None]
+) -> Result:
+    """Reconstruct those slices of `run` that are not among `parts` yet, telling `say` about mask, noise and coils.
 
-    `progress` hears the fraction done and where that is, such as "slice 2 of 5, step 13 of 160". Raises MrgenError
-    for slices that cannot be used.
+    Each slice is kept in `parts` as soon as it is finished, and nothing of it in memory: that is filled by the images
+    of the `Result` alone, once all are finished. `progress` hears the fraction done and where that is, such as "slice 2
+    of 5, step 13 of 160". Raises MrgenError for slices that cannot be used, and where memory is short.
     """
-    begun = time.perf_counter()
-    volumes: dict[str, list[NDArray[np.float32]]] = {}
-    sigma0: list[float] = []
-    coil_energy: list[float] = []
-    facts: list[dict[str, Any]] = []
-    for number, index in enumerate(run.slices):
+    left = [index for index in run.slices if index not in parts]
+    resumed = len(run.slices) - len(left)
+    batch = run.batch or Batch.on(run.device, say)
+    if resumed:
+        earlier = parts.read(min(set(run.slices) - set(left)))
+        _describe(run, earlier.images["mask"], earlier.facts, say)
+        say(f"resumed {resumed} of {len(run.slices)} slices were finished before an interruption")
+    for number, index in enumerate(left, start=resumed):
         place = f"slice {number + 1} of {len(run.slices)}"
         progress(number / len(run.slices), place)
 
         def step(done: int, total: int, number: int = number, place: str = place) -> None:
             progress((number + done / total) / len(run.slices), f"{place}, step {done} of {total}")
 
-        generator = slice_generator(run.seed, index, run.device)
+        begun = time.perf_counter()
         try:
             slice_ = prepare(
                 run.scan,
@@ -79,53 +121,80 @@ def reconstruct_scan(run: Run, say: Callable[[str], None], progress: Callable[[f
                 device=run.device,
             )
             if number == 0:
-                _describe(run, slice_, say)
-            result = reconstruct(slice_, run.prior, run.recipe, generator, step)
+                _describe(run, slice_.mask, _facts(slice_), say)
+            result = reconstruct(slice_, run.prior, run.recipe, slice_generator(run.seed, index), step, batch)
         except MrgenError as error:
             raise MrgenError(f"slice {index}: {error}") from error
-        for name, image in _images(slice_, result).items():
-            volumes.setdefault(name, []).append(_scanner_units(image, slice_, run.scan.crop))
-        sigma0.append(slice_.sigma0)
+        except torch.OutOfMemoryError as error:
+            raise MrgenError(
+                f"slice {index}: the device has not enough free memory: lower --samples, compress the coils with "
+                "--coils, or take a larger device, or --device cpu"
+            ) from error
+        images = {name: _scanner_units(x, slice_, run.scan.crop) for name, x in _images(run, slice_, result).items()}
+        images["mask"] = slice_.mask.cpu()
+        seconds = round(time.perf_counter() - begun, 2)
+        parts.write(index, Part(images, {**_facts(slice_), "regularised": result.facts, "seconds": seconds}))
         if result.facts:
-            facts.append({"slice": index, **result.facts})
             say(f"lambda  {_how(result.facts)}, slice {index}")
-        if slice_.coil_energy is not None:
-            coil_energy.append(slice_.coil_energy)
         progress((number + 1) / len(run.slices), place)
+    return _gather(run, parts, resumed)
 
-    stacked = {name: np.stack(images) for name, images in volumes.items()}
+
+def _gather(run: Run, parts: Parts, resumed: int) -> Result:
+    """The result of all slices of a run, read from `parts`."""
+    volumes: dict[str, Array] = {}
+    facts: list[dict[str, Any]] = []
+    for number, index in enumerate(run.slices):
+        part = parts.read(index)
+        facts.append(part.facts)
+        mask = part.images.pop("mask").numpy()
+        part.images.pop("samples", None)
+        for name, image in part.images.items():
+            volume = volumes.setdefault(name, np.empty((len(run.slices), *image.shape), np.float32))
+            volume[number] = image.numpy()
     return Result(
-        std=stacked.pop("std", None),
-        reference=stacked.pop("reference", None),
-        images=stacked,
-        mask=slice_.mask.numpy(force=True),
+        std=volumes.pop("std", None),
+        reference=volumes.pop("reference", None),
+        rss=volumes.pop("rss", None),
+        images=volumes,
+        mask=mask,
         zero_filled=sum(run.scan.padding),
         first_slice=run.slices.start,
-        sigma0=sigma0,
-        noise_from=slice_.noise_from,
+        sigma0=[fact["sigma0"] for fact in facts],
+        noise_from=facts[-1]["noise_from"],
         coils=run.scan.shape[1],
         virtual_coils=run.coils,
-        coil_energy=coil_energy,
-        facts=facts,
+        coil_energy=[fact["coil_energy"] for fact in facts if fact["coil_energy"] is not None],
+        facts=[
+            {"slice": index, **fact["regularised"]}
+            for index, fact in zip(run.slices, facts, strict=True)
+            if fact["regularised"]
+        ],
         seed=run.seed,
         samples=run.samples,
         prior_sha256=run.prior.sha256 if run.prior else None,
         recipe={"name": run.recipe_name, **run.recipe.model_dump()},
         header=run.scan.header,
-        seconds={"reconstruction": round(time.perf_counter() - begun, 2)},
+        seconds=[fact["seconds"] for fact in facts],
+        resumed=resumed,
+        identity=digest(run.identity()),
+        read_samples=(lambda i: parts.read(run.slices[i]).images["samples"].numpy()) if run.save_samples else None,
     )
 
 
-def _describe(run: Run, slice_: Slice, say: Callable[[str], None]) -> None:
-    kept, whole = int(slice_.mask.sum()), slice_.mask.numel()
-    what = "lines" if slice_.mask.ndim == 1 else "points"
+def _facts(slice_: Slice) -> dict[str, Any]:
+    return {"sigma0": slice_.sigma0, "noise_from": slice_.noise_from, "coil_energy": slice_.coil_energy}
+
+
+def _describe(run: Run, mask: Tensor, facts: dict[str, Any], say: Callable[[str], None]) -> None:
+    kept, whole = int(mask.sum()), mask.numel()
+    what = "lines" if mask.ndim == 1 else "points"
     how = "as measured" if run.undersample is None else "retrospectively"
-    measurable = achieved_acceleration(slice_.mask, sum(run.scan.padding))
-    text = acceleration_text(measurable, achieved_acceleration(slice_.mask))
-    say(f"mask    {kept} of {whole} {what}, {how}, {text}")
-    say(f"noise   sigma0 = {slice_.sigma0:.4f} of full scale, from {slice_.noise_from}")
-    if slice_.coil_energy is not None:
-        energy = f"{100 * slice_.coil_energy:.1f} % of the energy of the calibration data"
+    measurable = achieved_acceleration(mask, sum(run.scan.padding))
+    say(f"mask    {kept} of {whole} {what}, {how}, {acceleration_text(measurable, achieved_acceleration(mask))}")
+    say(f"noise   sigma0 = {facts['sigma0']:.4f} of full scale, from {facts['noise_from']}")
+    if facts["coil_energy"] is not None:
+        energy = f"{100 * facts['coil_energy']:.1f} % of the energy of the calibration data"
         say(f"coils   {run.coils} virtual of {run.scan.shape[1]}, {energy}")
 
 
@@ -138,16 +207,16 @@ def _how(facts: dict[str, Any]) -> str:
     return text
 
 
-def _images(slice_: Slice, result: Reconstruction) -> dict[str, Tensor]:
+def _images(run: Run, slice_: Slice, result: Reconstruction) -> dict[str, Tensor]:
     """What is kept of a slice, (y, x) by name in scaled units; of the images the reconstruction comes last."""
     images: dict[str, Tensor | None] = {"zero_filled": result.zero_filled}
     images |= {name.replace("-", "_"): image for name, image in result.baselines.items()}
-    images |= {"reconstruction": result.mean, "std": result.std, "reference": slice_.reference}
+    images |= {"reconstruction": result.mean, "std": result.std, "reference": slice_.reference, "rss": slice_.rss}
+    images["samples"] = result.samples if run.save_samples else None
     return {name: image for name, image in images.items() if image is not None}
 
 
-def _scanner_units(image: Tensor, slice_: Slice, crop: tuple[int, int] | None) -> NDArray[np.float32]:
-    """The image (y, x) in the scanner's units, cropped to the matrix of the scanner's reconstruction."""
+def _scanner_units(image: Tensor, slice_: Slice, crop: tuple[int, int] | None) -> Tensor:
+    """The image (..., y, x) in the scanner's units, cropped to the matrix of the scanner's reconstruction."""
     scaled = image.cpu() * slice_.scale
-    array: NDArray[np.float32] = (scaled if crop is None else centre_crop(scaled, crop)).float().numpy()
-    return array
+    return (scaled if crop is None else centre_crop(scaled, crop)).float()

@@ -130,9 +130,12 @@ def prepare_slice(
 
     `mask`, (kx,) or (ky, kx), is that of an undersampled scan, None for a fully sampled one; `undersample`, of either
     shape, is applied on top, retrospectively. `noise` (coil, n) is a noise scan, `calibration` (coil, ay, ax) a fully
-    sampled centre of k-space measured apart. `coils` compresses the whitened data to so many virtual coils. The
-    reference, kept on request and only for a fully sampled scan, is the RSS of the whitened images of all coils:
-    whitened, so that it weighs the coils as the reconstruction does.
+    sampled centre of k-space measured apart. `coils` compresses the whitened data to so many virtual coils.
+
+    On request, a fully sampled scan keeps two references. One is its coil combination S^H F^H k, the unbiased estimate
+    of least variance of the image x that A = M F S takes to the data, noise included. The other is the RSS of the
+    whitened images of all coils, as fastMRI has it; the noise of C coils raises its background to sqrt(C) sigma0, which
+    no image of A's has.
 
     Raises MrgenError when fewer than 4 lines around the centre are fully sampled and there is no `calibration`, when
     the coils of noise, calibration and k-space differ in number, when there are fewer than `coils`, or when there is no
@@ -162,7 +165,7 @@ def prepare_slice(
     back = float((weighted * _rss(centre)).sum() / weighted.square().sum())
 
     known = keep_reference and mask is None
-    reference = _rss(whitened) / p if known else None
+    rss = _rss(whitened) / p if known else None
     coil_energy = None
     if coils is not None:
         virtual, coil_energy = compression_matrix(acs, coils=coils)
@@ -174,7 +177,8 @@ def prepare_slice(
         maps=maps[0],
         sigma0=1 / p,
         scale=p * back,
-        reference=reference,
+        reference=(maps[0].conj() * ifft2c(whitened)).sum(0).abs() / p if known else None,
+        rss=rss,
         noise_from=noise_from,
         coil_energy=coil_energy,
     )

@@ -26,7 +26,8 @@ class Slice:
     maps: Tensor  # (coil, y, x) complex64, sum_c |S_c|^2 = 1
     sigma0: float  # noise std of kspace (total complex), in scaled units
     scale: float  # scanner units per scaled unit
-    reference: Tensor | None  # (y, x) magnitude of the fully sampled scan, scaled units, where it is known
+    reference: Tensor | None  # (y, x) |S^H F^H k| of the fully sampled scan, scaled units, where it is known
+    rss: Tensor | None = None  # (y, x) the same scan: root of the sum of squares of its whitened coil images
     noise_from: str = "known"  # where sigma0 and the whitening come from, in words
     coil_energy: float | None = None  # share of the calibration data's that virtual coils keep; None: not compressed
 
@@ -47,6 +48,7 @@ class Slice:
             mask=self.mask.to(device),
             maps=self.maps.to(device),
             reference=None if self.reference is None else self.reference.to(device),
+            rss=None if self.rss is None else self.rss.to(device),
         )
 
 

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from mrgen.physics.fourier import fft2c, grid
 
+LEAST_BRIGHT = 0.02  # of an image's maximum
 Maps = Callable[[tuple[int, int], float], Tensor]  # shape (y, x) and height z to sensitivities (coil, y, x), complex64
 
 
@@ -144,11 +145,11 @@ def simulate_kspace(
 
     `image` is a magnitude (y, x). k-space is scaled so that the 99th percentile of its noise-free RSS image is 1;
     in these units `sigma` is the noise std (total complex): sigma^2 is the mean over coils of the noise variance,
-    which differs between coils. The noise is correlated between coils as in the noise scan. Raises ValueError for an
-    image of zeros or one that is not finite, which has no signal for `sigma` to relate to.
+    which differs between coils. The noise is correlated between coils as in the noise scan. Raises ValueError where
+    there is no signal for `sigma` to relate to: for an image that is not finite, or bright in less than 1 % of it.
     """
-    if not (torch.isfinite(image).all() and image.any()):
-        raise ValueError("the image is empty or not finite")
+    if not (torch.isfinite(image).all() and (image > LEAST_BRIGHT * image.max()).float().mean() > 0.01):
+        raise ValueError("the image is empty or not finite, or nearly all of it is dark")
     shape = (image.shape[-2], image.shape[-1])
     maps = receive_maps(shape, coils, generator).to(image.device)
     phase = smooth_phase(shape, generator).to(image.device) + tissue_phase(image, uniform(-0.12, 0.12, generator))

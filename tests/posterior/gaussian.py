@@ -4,7 +4,7 @@ x ~ CN(0, F^H diag(P) F) has the denoiser D(x_t) = F^H P / (P + sigma^2) F x_t a
 covariance C = (A^H A / sigma0^2 + F^H diag(1/P) F)^-1 and mean C A^H y / sigma0^2.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,10 +36,11 @@ class Case:
     covariance: Tensor  # (N, N)
 
 
-def case(seed: int = 0) -> Case:
+def case(seed: int = 0, coils: int = 3) -> Case:
+    """Random coil maps; a single coil has the map 1."""
     g = torch.Generator().manual_seed(seed)
-    maps = torch.randn(3, *SHAPE, dtype=torch.complex128, generator=g)
-    maps = maps / maps.abs().square().sum(0).sqrt()
+    maps = torch.randn(coils, *SHAPE, dtype=torch.complex128, generator=g)
+    maps = maps / maps.abs().square().sum(0).sqrt() if coils > 1 else torch.ones_like(maps)
     mask = torch.tensor([1.0, 0, 1, 1, 0, 0], dtype=torch.float64)
     x = ifft2c(power().sqrt() * torch.randn(SHAPE, dtype=torch.complex128, generator=g))
     slice_ = Slice(torch.zeros_like(maps), mask, maps, SIGMA0, 1.0, None)
@@ -50,3 +51,9 @@ def case(seed: int = 0) -> Case:
     precision = a.mH @ a / SIGMA0**2 + f.mH @ torch.diag(1 / power().flatten() + 0j) @ f
     covariance = torch.linalg.inv(precision)
     return Case(slice_, (covariance @ a.mH @ y.flatten() / SIGMA0**2).reshape(SHAPE), covariance)
+
+
+def single(slice_: Slice) -> Slice:
+    """The same in single precision, as scans come."""
+    kspace, maps = (t.to(torch.complex64) for t in (slice_.kspace, slice_.maps))
+    return replace(slice_, kspace=kspace, maps=maps, mask=slice_.mask.float())

@@ -1,4 +1,4 @@
-"""`posterior_samples` with a mask ensemble: what the network is shown, how often, and for which priors."""
+"""`posterior_samples`: independent of company, batch and device; what the network is shown with a mask ensemble."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from mrgen.errors import MrgenError
+from mrgen.posterior.batch import Batch
 from mrgen.posterior.reconstruct import posterior_samples, reconstruct
+from mrgen.prior.denoiser import Denoiser
 from mrgen.prior.files import Prior
 from mrgen.scans.scan import Slice
-from mrgen.settings import Recipe, Sampling
+from mrgen.settings import Network, Recipe, Sampling
 
 
 def slice_() -> Slice:
@@ -68,15 +70,19 @@ def test_a_prior_of_another_basis_is_refused() -> None:
 
 
 def test_gaussian_recipe_gives_statistics_of_magnitudes() -> None:
-    found = reconstruct(
-        slice_(), None, recipe(method="gaussian").model_copy(update={"samples": 5}), torch.Generator().manual_seed(0)
+    wanted = recipe(method="gaussian")
+    five, eight = (
+        reconstruct(slice_(), None, wanted.model_copy(update={"samples": n}), torch.Generator().manual_seed(0))
+        for n in (5, 8)
     )
-    assert found.samples is not None
-    assert found.std is not None
-    assert found.samples.shape == (5, *gaussian.SHAPE)
-    torch.testing.assert_close(found.mean, found.samples.mean(0))
-    torch.testing.assert_close(found.std, found.samples.std(0))
-    assert (found.samples >= 0).all()
+    assert five.samples is not None
+    assert eight.samples is not None
+    assert five.std is not None
+    assert five.samples.shape == (5, *gaussian.SHAPE)
+    torch.testing.assert_close(five.mean, five.samples.mean(0))
+    torch.testing.assert_close(five.std, five.samples.std(0))
+    assert (five.samples >= 0).all()
+    torch.testing.assert_close(eight.samples[:5], five.samples)  # a sample does not depend on the others
 
 
 @pytest.mark.parametrize("method", ["pnp", "red"])
@@ -113,3 +119,83 @@ def test_a_rule_chooses_lambda() -> None:
     given = recipe(method="sense", regularisation=chosen.facts["regularisation"])
     assert chosen.facts["chosen_by"].startswith("discrepancy")
     torch.testing.assert_close(reconstruct(slice_(), None, given, torch.Generator()).mean, chosen.mean)
+
+
+KINDS = [
+    {"covariance": covariance, "sampler": sampler, "ensemble": ensemble}
+    for covariance, sampler, ensemble in (
+        ("residual", "decoupled", 0),
+        ("spectral", "ancestral", 0),
+        ("isotropic", "heun", 2),
+        ("residual", "decoupled", 2),
+    )
+]
+
+
+def network() -> Prior:
+    """An untrained network of the size of the scan."""
+    torch.manual_seed(0)
+    denoiser = Denoiser(Network(widths=(16,), blocks=1, patch=2), 0.4).eval().requires_grad_(False)
+    metadata = prior([], "gsure-fourier", Sampling(acceleration=(2.0,), center_fraction=0.3)).metadata
+    return Prior(denoiser, metadata, "")
+
+
+def draw(n: int, images: int, seed: int = 0, device: str = "cpu", **kind: Any) -> Tensor:
+    wanted = Recipe(description="d", samples=n, steps=4, **kind)
+    with_network = network()
+    with_network.denoiser.to(device)  # type: ignore[attr-defined]
+    generator = torch.Generator().manual_seed(seed)
+    return posterior_samples(slice_().to(device), with_network, wanted, generator, batch=Batch(images)).cpu()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind.values())))
+def test_a_sample_depends_neither_on_the_others_nor_on_the_batch(kind: dict[str, Any]) -> None:
+    four = draw(4, 1, **kind)
+    for images in (2, 4):
+        assert torch.equal(draw(4, images, **kind), four), "on a CPU to the bit"
+    assert torch.equal(draw(8, 1, **kind)[:4], four)
+    assert (four[1:] - four[0]).abs().amax((1, 2)).min() > 1e-2
+    assert (draw(4, 1, seed=1, **kind) - four).abs().max() > 1e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind.values())))
+def test_a_gpu_gives_the_samples_of_a_cpu(kind: dict[str, Any]) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no NVIDIA GPU here")
+    here, there = draw(4, 4, **kind), draw(4, 4, device="cuda", **kind)
+    assert (there - here).abs().max() < 5e-3 * here.abs().max()  # convolutions in TF32
+    assert torch.equal(there, draw(4, 4, device="cuda", **kind)), "on one GPU to the bit"
+    assert (draw(8, 2, device="cuda", **kind)[:4] - there).abs().max() < 5e-3 * here.abs().max()
+
+
+def test_the_batch_is_halved_when_memory_is_short() -> None:
+    sizes: list[int] = []
+    told: list[str] = []
+
+    def denoise(x_t: Tensor, sigma: Tensor) -> Tensor:
+        sizes.append(len(x_t))
+        if len(x_t) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return x_t * sigma[:, None, None]
+
+    x_t, sigma = torch.randn(14, 2, 3, dtype=torch.complex64), torch.rand(14)
+    counted: list[int] = []
+    batch = Batch(32, told.append)
+    assert torch.equal(batch.denoise(denoise, x_t, sigma, counted.append), x_t * sigma[:, None, None])
+    assert sizes == [14, 7, *[3] * 4, 2]
+    assert counted == [*[3] * 4, 2]
+    assert told == [
+        f"note    the device has no memory for {n} images at a time: going on with {n // 2}" for n in (14, 7)
+    ]
+    batch.denoise(denoise, x_t[:4], sigma[:4], counted.append)
+    assert sizes[7:] == [3, 1]
+    assert len(told) == 2
+
+
+def test_a_device_too_small_for_one_image_is_an_error_with_a_way_out() -> None:
+    def full(x_t: Tensor, sigma: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(MrgenError, match=r"memory for the network on one image of 2 x 3.*--device cpu"):
+        Batch(2).denoise(full, torch.zeros(2, 2, 3), torch.ones(2), lambda _: None)

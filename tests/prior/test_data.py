@@ -143,6 +143,18 @@ def test_clean_images_make_clean_batches_only() -> None:
     assert not hasattr(measured, "image")
 
 
+def test_every_process_knows_the_floors_of_the_whole_batch() -> None:
+    images = [torch.full((6, 5), float(n)) + 0j for n in range(7)]
+    data = replace(TrainingSet.from_images(images, "clean"), floors=torch.arange(7.0))
+    for step in range(4):
+        one, two = (next(data.shares(step, 4, 0, "cpu", rank, 2)) for rank in range(2))
+        assert torch.equal(one.floors, two.floors)
+        for share in (one, two):
+            if len(share.positions):
+                shown = share.items.image[:, 0, 0].real  # type: ignore[union-attr]
+                assert torch.equal(share.floors[torch.tensor(share.positions)], shown)
+
+
 def test_an_item_has_the_weights_of_its_mask() -> None:
     mask = sampling_mask("random", 64, 4.0, 0.1, np.random.RandomState(0))
     maps = torch.ones(1, 8, 64, dtype=torch.complex64)
@@ -204,7 +216,7 @@ def test_an_item_that_cannot_be_loaded_stops_its_batch_and_the_threads() -> None
     before, order = loaders(), fake_set().epoch(0, 3, seed=1)
     _, data = watched(broken=order[2][0])
     shares = data.shares(0, 3, seed=1)
-    assert [next(shares).size for _ in range(2)] == [len(b) for b in order[:2]]
+    assert [len(next(shares).floors) for _ in range(2)] == [len(b) for b in order[:2]]
     with pytest.raises(MrgenError, match="broken"):
         next(shares)
     assert set(loaders()) <= set(before)  # of other tests, whose training was interrupted
@@ -235,7 +247,7 @@ def test_shares_make_up_the_batch(processes: int, parts: int) -> None:
         assert isinstance(batch, MeasuredBatch)
         seen: list[int] = []
         for share in (next(own) for own in shares for _ in range(parts)):
-            assert share.size == len(batch.kspace)
+            assert len(share.floors) == len(batch.kspace)
             assert isinstance(share.items, MeasuredBatch)
             assert len(share.items.kspace) == max(1, len(share.positions))  # one to spare where there is none left
             for row, position in enumerate(share.positions or [0]):

@@ -24,11 +24,13 @@ from mrgen.physics.fourier import fft2c
 from mrgen.physics.operators import Fourier
 from mrgen.posterior.baselines import zero_filled
 from mrgen.posterior.reconstruct import conditional_samples, posterior_samples
+from mrgen.prior.cache import CachedScan
+from mrgen.prior.data import TrainingSet
 from mrgen.prior.em import Case, Run, Steps, expectation_maximisation, held_out, measured_again, read_samples
 from mrgen.prior.files import Prior, load_prior, read_safetensors, save_gaussian, save_prior, write_safetensors
 from mrgen.prior.gaussian import Gaussian
 from mrgen.prior.heldout import mean_score, outside_centre, score, withhold
-from mrgen.prior.mstep import from_samples, learn_from_samples
+from mrgen.prior.mstep import from_samples, learn_from_samples, noise_floors
 from mrgen.prior.objectives import CleanBatch
 from mrgen.prior.spectrum import BINS
 from mrgen.scans.scan import Slice
@@ -334,6 +336,31 @@ def test_processes_that_share_a_folder_share_the_work(tmp_path: Path) -> None:
     assert [row["round"] for row in log] == [row["round"] for row in logs[0]]
 
 
+def test_slices_sampled_together_give_the_files_that_they_give_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups of five of twelve; some samples are there already, and lines are withheld of four slices."""
+    monkeypatch.setattr("mrgen.prior.em.SEVERAL", 5)
+    cases, start, groups = toy(covariance(), 12), torch.eye(N, dtype=torch.complex128), []
+
+    def several(slices: list[Slice], c: Tensor, generators: list[torch.Generator]) -> list[Tensor]:
+        groups.append(len(slices))
+        return [draw(4)(slice_, c, g) for slice_, g in zip(slices, generators, strict=True)]
+
+    runs = [run_in(tmp_path / name, cases, start, held_out_slices=4) for name in "ab"]
+    expectation_maximisation(runs[0], steps(), 1, tmp_path / "a/out.safetensors", silent)
+    free = [case for case in cases if case.name not in {held.name for held in held_out(runs[1])}]
+    there = runs[1].samples(1, free[0])
+    there.parent.mkdir(parents=True)
+    there.write_bytes(runs[0].samples(1, free[0]).read_bytes())
+    together = replace(steps(), several=several)
+    expectation_maximisation(runs[1], together, 1, tmp_path / "b/out.safetensors", silent)
+    assert sum(groups) == 12 - 4 - 1
+    assert len(groups) == 3
+    one, two = (files_in(tmp_path / name) for name in "ab")
+    assert all(one[name] == two[name] for name in one)
+
+
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     cases, start = toy(covariance(), 6), torch.eye(N, dtype=torch.complex128)
     expectation_maximisation(run_in(tmp_path, cases, start), steps(), 1, tmp_path / "out.safetensors", silent)
@@ -418,7 +445,15 @@ def test_the_command_from_a_gaussian_and_on(tmp_path: Path, command: Callable[..
     assert all(math.isfinite(value) for row in log for value in row.values())
     assert f"log-likelihood {log[1]['log_likelihood']:.4f}" in done.output
     assert sorted(f.name for f in (work / "round-01").iterdir() if f.suffix == ".safetensors") == ["prior.safetensors"]
-    assert len(list((work / "round-01/samples").glob("*.safetensors"))) == 4
+    samples = sorted((work / "round-01/samples").glob("*.safetensors"))
+    assert len(samples) == 4
+    scans = {item.file.stem: item for item in map(CachedScan.open, (work / "cache").glob("*.h5"))}
+    for file in samples:
+        stem, n = file.stem.rsplit("-", 1)
+        about = read_safetensors(file)[1]
+        assert about["sigma0"] == pytest.approx(scans[stem].sigma0[int(n)])
+        lines = round(float(scans[stem].mask[int(n)].sum()))
+        assert 48 / about["R"] in (pytest.approx(lines), pytest.approx(lines - 1))  # one withheld of some
     best = max(log, key=lambda row: row["log_likelihood"])["round"]
     kept = work / (f"round-{best:02d}/prior.safetensors" if best else "gaussian.safetensors")
     assert out.read_bytes() == kept.read_bytes()
@@ -436,7 +471,7 @@ def test_the_m_step_goes_on_from_a_network(tmp_path: Path) -> None:
     files = [tmp_path / f"{number}.safetensors" for number in range(3)]
     for number, file in enumerate(files):
         sample = 0.3 * torch.randn(2, 16, 12, 2, generator=torch.Generator().manual_seed(number))
-        write_safetensors(file, {"image": sample.half()}, {})
+        write_safetensors(file, {"image": sample.half()}, {"sigma0": 0.01, "R": 4.0})
     gaussian, one, two = (tmp_path / f"{name}/prior.safetensors" for name in ("zero", "one", "two"))
     save_gaussian(gaussian, Gaussian(torch.ones(BINS)), {"sigma_min": 0.01, "sigma_max": 20, "sigma_data": 0.4})
     said: list[str] = []
@@ -451,6 +486,49 @@ def test_the_m_step_goes_on_from_a_network(tmp_path: Path) -> None:
     assert 0 < max(float((learned[name].float() - moved[name].float()).abs().max()) for name in moved) < 0.02
     assert [stage.get("updates") for stage in metadata["stages"]] == [None, 6, 3]
     assert sorted(f.name for f in two.parent.iterdir()) == ["prior.safetensors", "training.csv", "training.png"]
+
+
+def test_the_gate_counts_the_noise_beyond_that_of_the_cleanest() -> None:
+    s = torch.tensor([0.04, 0.01, 0.02, 0.01, 0.05])
+    expected = [2 * (0.04**2 - 1e-4) ** 0.5, 0, 2 * (0.02**2 - 1e-4) ** 0.5, 0, 2 * (0.05**2 - 1e-4) ** 0.5]
+    assert noise_floors(s, 2.0).tolist() == pytest.approx(expected)
+    assert not noise_floors(torch.full((7,), 0.3), 2.0).any()
+    assert not noise_floors(s, 0.0).any()
+    for count in range(1, 60):
+        s = torch.rand(count, generator=torch.Generator().manual_seed(count))
+        assert (noise_floors(s, 2.5) == 0).sum() >= 0.15 * count
+
+
+@pytest.mark.parametrize("condition", [False, True])
+def test_the_m_step_learns_low_levels_from_the_cleanest_scans(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, condition: bool
+) -> None:
+    """Scans differ in sigma0 or in R; what a conditional network learns from is not gated."""
+    given: list[TrainingSet] = []
+
+    def stop(data: TrainingSet, *_: Any, **__: Any) -> None:
+        given.append(data)
+        raise Killed
+
+    monkeypatch.setattr("mrgen.prior.mstep.train", stop)
+    settings = Protocol.model_validate(tomllib.loads(PROTOCOL.format(recipe="posterior", relaxation=1.0)))
+    settings = settings.model_copy(
+        update={
+            "network": settings.network.model_copy(update={"condition": condition}),
+            "em": settings.em.model_copy(update={"samples": 2}),
+        }
+    )
+    files = [tmp_path / f"{number}.safetensors" for number in range(3)]
+    for file, sigma0, r in zip(files, (0.01, 0.03, 0.01), (1.0, 1.0, 4.0), strict=True):
+        write_safetensors(file, {"image": torch.zeros(2, 16, 12, 2).half()}, {"sigma0": sigma0, "R": r})
+    start = tmp_path / "gaussian.safetensors"
+    save_gaussian(start, Gaussian(torch.ones(BINS)), {"sigma_min": 0.01, "sigma_max": 20, "sigma_data": 0.4})
+    with pytest.raises(Killed):
+        learn_from_samples(files, start, tmp_path / "prior.safetensors", settings, device="cpu", report=silent)
+    assert given[0].floors is not None
+    noisy, faster = 2.5 * (0.03**2 - 0.01**2) ** 0.5, 2.5 * (4 * 0.01**2 - 0.01**2) ** 0.5
+    expected = [0.0] * 6 if condition else [0, 0, noisy, noisy, faster, faster]
+    assert given[0].floors.tolist() == pytest.approx(expected)
 
 
 def test_diffem_from_the_command(tmp_path: Path, command: Callable[..., Any]) -> None:

@@ -20,7 +20,7 @@ TRAINING = Training(sigma_min=1e-6, sigma_max=1e6, sigma_median=0.3, sigma_sprea
 
 
 def test_every_bin_gets_as_many_items() -> None:
-    sigma_t = draw_sigma(6000, TRAINING, torch.Generator().manual_seed(0))
+    sigma_t = draw_sigma(torch.zeros(6000), TRAINING, torch.Generator().manual_seed(0))
     counts = torch.bincount(torch.bucketize(sigma_t, bin_edges(TRAINING)), minlength=BINS)
     assert ((counts - 1000).abs() <= 2).all()  # the levels are stratified
     assert float(bin_edges(TRAINING)[BINS // 2 - 1]) == pytest.approx(TRAINING.sigma_median)
@@ -28,7 +28,7 @@ def test_every_bin_gets_as_many_items() -> None:
 
 def items(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(step)
-    return draw_sigma(4, TRAINING, g), torch.randn(4, generator=g)
+    return draw_sigma(torch.zeros(4), TRAINING, g), torch.randn(4, generator=g)
 
 
 def test_the_table_holds_the_means_of_its_intervals(tmp_path: Path) -> None:

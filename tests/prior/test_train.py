@@ -6,12 +6,14 @@ import csv
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from scipy.stats import kstest, lognorm
 from tinyset import image, protocol, slices
 from torch import Tensor
 
@@ -247,20 +249,47 @@ def test_interrupted_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: py
 def test_noise_levels_are_stratified_in_range_and_have_their_median() -> None:
     g = torch.Generator().manual_seed(0)
     wide = Training(sigma_min=1e-9, sigma_max=1e9)
-    draws = torch.stack([draw_sigma(16, wide, g) for _ in range(1000)])
+    draws = torch.stack([draw_sigma(torch.zeros(16), wide, g) for _ in range(1000)])
     z = (draws / wide.sigma_median).log() / wide.sigma_spread
     quantile = 0.5 * (1 + torch.erf(z / math.sqrt(2)))
     stratum = torch.arange(16)
     assert ((quantile > stratum / 16 - 1e-4) & (quantile < (stratum + 1) / 16 + 1e-4)).all()
     within = (quantile * 16 - stratum).clamp(0, 1)
     torch.testing.assert_close(within.mean(0), torch.full((16,), 0.5), rtol=0, atol=0.04)  # 4 standard errors
-    single = torch.cat([draw_sigma(1, wide, g) for _ in range(20_000)]).log()
+    single = torch.cat([draw_sigma(torch.zeros(1), wide, g) for _ in range(20_000)]).log()
     # standard errors: 1.25 * 1.5 / sqrt(20000) = 0.013 of the median, 0.0075 of the spread
     assert float(single.median()) == pytest.approx(math.log(wide.sigma_median), abs=0.05)
     assert float(single.std()) == pytest.approx(wide.sigma_spread, rel=0.02)
     narrow = Training(sigma_min=0.1, sigma_max=0.5)
-    clipped = draw_sigma(1000, narrow, g)
+    clipped = draw_sigma(torch.zeros(1000), narrow, g)
     assert (float(clipped.min()), float(clipped.max())) == (pytest.approx(0.1), pytest.approx(0.5))
+
+
+def test_noise_levels_follow_the_law_truncated_at_the_floor_of_each_item() -> None:
+    wide, floors = Training(sigma_min=1e-9, sigma_max=1e9), torch.tensor([0.0, 0.02, 0.2, 3.0])
+    g = torch.Generator().manual_seed(0)
+    draws = torch.stack([draw_sigma(floor.expand(4), wide, g) for _ in range(2000) for floor in floors])
+    for number, floor in enumerate(floors.tolist()):
+        levels = draws[number::4].flatten().double().numpy()
+        law = lognorm(wide.sigma_spread, scale=wide.sigma_median)
+        below = law.cdf(floor)
+        assert levels.min() >= floor
+        assert kstest(levels, lambda s, law=law, below=below: (law.cdf(s) - below) / (1 - below)).pvalue > 1e-3
+    mixed = torch.stack([draw_sigma(floors, wide, g) for _ in range(500)])
+    assert (mixed >= floors).all()
+    high = draw_sigma(torch.full((8,), 1e4), wide, g)  # beyond what single precision tells from certainty
+    assert (high >= 1e4).all()
+
+
+def test_without_floors_the_training_is_as_if_there_were_none(tmp_path: Path) -> None:
+    images, settings = [image(i) for i in range(5)], protocol(objective="supervised")
+    data = TrainingSet.from_images(images, "clean")
+    plain = train(data, settings, tmp_path / "plain.safetensors", report=silent)
+    zero = replace(data, floors=torch.zeros(5))
+    assert_same(plain, train(zero, settings, tmp_path / "zero.safetensors", report=silent))
+    gated = train(replace(data, floors=torch.ones(5)), settings, tmp_path / "gated.safetensors", report=silent)
+    with pytest.raises(AssertionError):
+        assert_same(plain, gated)
 
 
 def test_learning_rate_warms_up_holds_and_decays_to_zero() -> None:

@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from mrgen import __version__
 from mrgen.errors import MrgenError
 from mrgen.review import output
-from mrgen.review.metrics import psnr, psnr_fit, ssim
+from mrgen.review.metrics import psnr, psnr_fit, scores, ssim
 
 
 def make_result(reference: bool = True, slices: int = 3) -> output.Result:
@@ -25,6 +25,7 @@ def make_result(reference: bool = True, slices: int = 3) -> output.Result:
         images=noisy,
         std=0.1 * truth,
         reference=truth if reference else None,
+        rss=truth + 0.1 if reference else None,
         mask=(np.arange(20) % 2).astype(np.float32),
         zero_filled=1,
         first_slice=4,
@@ -39,7 +40,9 @@ def make_result(reference: bool = True, slices: int = 3) -> output.Result:
         prior_sha256="ab" * 32,
         recipe={"name": "posterior", "steps": 30},
         header="<ismrmrdHeader><subjectInformation><patientName>Doe</patientName></subjectInformation></ismrmrdHeader>",
-        seconds={"reconstruction": 1.0},
+        seconds=[1.0, 2.5, 1.25][:slices],
+        resumed=1,
+        identity="cd" * 32,
     )
 
 
@@ -78,7 +81,13 @@ def test_the_report_gives_every_figure_per_slice_and_volume(tmp_path):
         assert second["slice"] == 5
         assert second[name]["psnr"] == psnr(image[1], truth[1], peak)
     assert (report["R"], report["R_of_all_lines"], report["zero_filled_lines"]) == (1.9, 2.0, 1)
+    assert report["seconds"] == {"reconstruction": 4.75, "slices": [1.0, 2.5, 1.25]}
+    assert (report["resumed_slices"], report["identity"]) == (1, "cd" * 32)
     assert report["std_relative_sampling_error"] == pytest.approx(0.267, abs=1e-3)
+    assert (
+        report["metrics"]["volume_rss"]["reconstruction"]["psnr"]
+        == scores(result.images["reconstruction"], result.rss)["psnr"]
+    )
     assert "scalar fit" in report["metrics"]["definitions"]
 
 
@@ -123,8 +132,8 @@ def test_the_figure_says_what_it_shows(tmp_path, monkeypatch):
     axes = [a for a in seen[0].axes if a.get_title()]
     titles = [a.get_title() for a in axes]
     score = result.slice_scores(1)["reconstruction"]
-    assert [t.split("\n")[0] for t in titles[:3]] == ["reference", "zero-filled", "L1-wavelet"]
-    assert titles[3] == f"posterior mean, n = 8\nPSNR {score['psnr_fit']:.1f} dB, SSIM {score['ssim']:.3f}"
+    assert [t.split("\n")[0] for t in titles[:3]] == ["reference: coil combination", "zero-filled", "L1-wavelet"]
+    assert titles[3] == f"posterior mean, n = 8\nPSNR {score['psnr_fit']:.1f} dB, SSIM {score['ssim_fit']:.3f}"
     assert titles[4] == "std of n = 8 samples\n(± 27 % sampling error)"
     assert titles[5].startswith("absolute error")
     assert titles[6] == "10 of 20 phase-encode lines sampled"

@@ -84,7 +84,14 @@ def test_tissue_phase_has_its_strength_and_follows_detail_only() -> None:
     torch.testing.assert_close(tissue_phase(image, -0.05), -0.5 * phase)
 
 
-@pytest.mark.parametrize("image", [torch.zeros(32, 32), torch.full((32, 32), float("nan"))])
+def speck() -> Tensor:
+    """One bright pixel among noise: the 99th percentile, to which sigma relates, would be the noise's."""
+    image = 1e-4 * torch.rand(32, 32, generator=rng())
+    image[16, 16] = 1
+    return image
+
+
+@pytest.mark.parametrize("image", [torch.zeros(32, 32), torch.full((32, 32), float("nan")), speck()])
 def test_an_image_without_signal_is_refused(image: Tensor) -> None:
     with pytest.raises(ValueError, match="empty or not finite"):
         simulate_kspace(image, 2, 0.1, rng())

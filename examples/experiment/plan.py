@@ -1,0 +1,286 @@
+"""What is run, in order of priority.
+
+A row of the tables is a way to train, applied to an arm (what is learned from), with a seed (weights, batches, noise of
+training and sampling; the scans stay). With N = `Size.updates`, every row has N updates of the same network in all:
+
+    oracle, gsure-*, ambient    N
+    em-gsure                    N / 2 of gsure-fourier, then two rounds of N / 4
+    em-gaussian                 round 1 from scratch, N / 2, then two rounds of N / 4
+    diffem                      conditional networks: round 1 from scratch, 3 N / 8, then N / 4; the prior, 3 N / 8
+
+unless EM ends earlier because a round bettered nothing. `ensemble` is gsure-fourier, sampled through masks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiment import data, work
+from experiment.data import Arm, Head, Scans
+from experiment.schedule import Job
+from mrgen.settings import EM, Network, Protocol, Recipe, Training, load
+
+TEST_SEED, TUNING_SEED = 9_000_000, 8_000_000
+CLASSICAL = ("zero-filled", "cg-sense", "l1-wavelet")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the experiment is; `recipe` evaluates, `em_recipe` is the name or file of that of the E-steps."""
+
+    matrix: tuple[int, int] = (208, 176)
+    scans: int = 1200
+    tests: int | None = None  # all usable slices
+    tuning: int = 6
+    rs: tuple[float, ...] = (4.0, 6.0, 8.0, 10.0)
+    updates: int = 8000
+    seeds: int = 3  # of the two headline rows
+    protocol: dict[str, Any] = field(default_factory=dict)  # what differs from protocols/head.toml
+    em: dict[str, Any] = field(default_factory=lambda: {"held_out_slices": 16})
+    em_recipe: str = "em"
+    recipe: Recipe = field(default_factory=lambda: load(Recipe, "posterior"))
+    l1_iterations: int = 100
+    sampling_processes: int = 6  # on a GPU
+
+
+TINY = Size(
+    matrix=(64, 64),
+    scans=4,
+    tests=2,
+    tuning=1,
+    rs=(4.0, 6.0),
+    updates=8,
+    seeds=2,
+    protocol={
+        "network": Network(widths=(16,), blocks=1),
+        "training": Training(batch=2, warmup=1, cg_iterations=3),
+    },
+    em={"held_out_slices": 2, "held_out_samples": 3},
+    recipe=Recipe(description="tiny", steps=2, samples=2, cg_iterations=3),
+    l1_iterations=5,
+    sampling_processes=2,
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way to train. `start` is that of EM: another row, or the Gaussian where it is None."""
+
+    name: str
+    training: dict[str, Any] = field(default_factory=dict)
+    share: float = 1.0  # of the updates
+    em: bool = False
+    start: str | None = None
+    rounds: int = 0
+    round_share: float = 0.25  # of the updates, for each further round
+    diffem: bool = False
+    gate: float | None = None  # None: the default
+    of: str | None = None  # the row whose prior it is, sampled in another way
+    ensemble: int = 0
+
+
+ROWS = {
+    row.name: row
+    for row in (
+        Row("oracle", {"objective": "supervised"}),
+        Row("gsure-fourier", {"objective": "gsure", "basis": "fourier"}),
+        Row("gsure-fourier-half", {"objective": "gsure", "basis": "fourier"}, share=0.5),
+        Row("gsure-sense", {"objective": "gsure", "basis": "sense"}),
+        Row("ambient", {"objective": "ambient", "basis": "fourier"}),
+        Row("em-gsure", em=True, start="gsure-fourier-half", rounds=2),
+        Row("em-gaussian", em=True, share=0.5, rounds=3),
+        Row("diffem", em=True, share=0.375, rounds=2, diffem=True),
+        Row("ensemble", of="gsure-fourier", ensemble=4),
+        Row("em-gsure-ungated", em=True, start="gsure-fourier-half", rounds=2, gate=0.0),
+    )
+}
+# The long ones first, but for what others wait for.
+MAIN = ("em-gsure", "oracle", "gsure-sense", "em-gaussian", "diffem", "gsure-fourier", "ensemble", "ambient")
+ABLATION = ("em-gsure-ungated",)
+
+_NOMINAL = Scans("nominal")
+NOMINAL = Arm("nominal", _NOMINAL)
+ARMS = (
+    Arm("noise-x3", Scans("noise-x3", noise=3)),
+    Arm("noise-x10", Scans("noise-x10", noise=10)),
+    Arm("R6", Scans("R6", acceleration=6)),
+    Arm("R8", Scans("R8", acceleration=8)),
+    Arm("scans-50", _NOMINAL, step=2),
+    Arm("scans-25", _NOMINAL, step=4),
+    Arm("sigma0-x2", _NOMINAL, told=2),
+    Arm("sigma0-x0.5", _NOMINAL, told=0.5),
+    Arm("unwhitened", Scans("unwhitened", whitened=False)),
+    Arm("one-mask", Scans("one-mask", one_mask=True)),
+)
+ARM_ROWS = ("gsure-fourier", "em-gsure")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Where everything lies and how large it is. Methods named after kinds of jobs give those jobs."""
+
+    images: Path
+    volume: Path | None
+    folder: Path
+    size: Size
+    cores: int = 1  # for the jobs on the CPU
+    arms: tuple[Arm, ...] = ARMS
+
+    def scans(self, name: str) -> Path:
+        return self.folder / "scans" / name
+
+    def prior(self, key: str) -> Path:
+        return self.folder / "priors" / f"{key}.safetensors"
+
+    def figures(self, key: str) -> list[Path]:
+        return [self.folder / "figures" / key / f"{n:02d}.json" for n in range(self.tests)]
+
+    @property
+    def tests(self) -> int:
+        return min(len(self.heads(test=True)), self.size.tests or 10**9)
+
+    def heads(self, test: bool) -> list[Head]:
+        return data.heads(self.images, self.volume, test)
+
+    def protocol(self, row: Row, arm: Arm, seed: int) -> Protocol:
+        size, base = self.size, load(Protocol, "head").model_copy(update=self.size.protocol)
+        changes = {"steps": round(row.share * size.updates), "seed": seed, **row.training}
+        rounds = {"recipe": size.em_recipe, "updates": round(row.round_share * size.updates), **size.em}
+        if row.gate is not None:
+            rounds["gate"] = row.gate
+        return base.model_copy(
+            update={
+                "description": f"{row.name}, {arm.name}",
+                "sampling": arm.sampling,
+                "training": base.training.model_copy(update=changes),
+                "em": EM(**rounds),
+            }
+        )
+
+    def simulation(self, scans: Scans) -> Job:
+        count, folder = self.size.scans, self.scans(scans.name)
+
+        def run(part: int, parts: int, device: str) -> None:
+            heads = self.heads(test=False)
+            for number in range(part, count, parts):
+                if not (folder / f"{number:05d}.h5").exists():
+                    data.simulate_training(scans, folder, number, heads, self.size.matrix)
+
+        outputs = tuple(folder / f"{number:05d}.h5" for number in range(count))
+        return Job(f"simulate/{scans.name}", run, outputs, processes=self.cores, gpu=False)
+
+    def test_simulation(self, name: str, seed: int, count: int) -> Job:
+        files = [self.scans(name) / f"{n:02d}.h5" for n in range(count)]
+
+        def run(part: int, parts: int, device: str) -> None:
+            heads = self.heads(test=name == "test")
+            chosen = np.linspace(0, len(heads) - 1, count).round().astype(int).tolist()
+            for number in range(part, count, parts):
+                if not files[number].exists():
+                    head = heads[chosen[number]]
+                    data.simulate_test(self.scans(name), number, head, seed, self.size.rs, self.size.matrix)
+
+        return Job(f"simulate/{name}", run, tuple(files), processes=min(count, self.cores), gpu=False)
+
+    def training(self, row: Row, arm: Arm, seed: int) -> Job:
+        protocol, scans = self.protocol(row, arm, seed), self.scans(arm.scans.name)
+        out, name = self.prior(key(row, arm, seed)), f"train/{key(row, arm, seed)}"
+        outputs, needs = (out, out.with_suffix(".json")), [f"simulate/{arm.scans.name}"]
+        if not row.em:
+            return Job(name, _alone(partial(work.train_prior, protocol, scans, arm, out)), outputs, (*needs,))
+        start = None
+        if row.start is not None:
+            first = key(ROWS[row.start], arm, seed)
+            start = self.prior(first)
+            needs.append(f"train/{first}")
+        run = partial(work.better_prior, protocol, scans, arm, start, row.rounds, row.diffem, out)
+        return Job(name, _alone(run), outputs, (*needs,), self.size.sampling_processes)
+
+    def evaluation(self, row: Row, arm: Arm, seed: int) -> Job:
+        trained = key(ROWS[row.of or row.name], arm, seed)
+        recipe = self.size.recipe.model_copy(update={"ensemble": row.ensemble})
+        tests = [self.scans("test") / f"{n:02d}.h5" for n in range(self.tests)]
+        outs = self.figures(key(row, arm, seed))
+
+        def run(part: int, parts: int, device: str) -> None:
+            work.evaluate_prior(self.prior(trained), recipe, seed, tests[part::parts], outs[part::parts], device)
+
+        processes = min(len(tests), self.size.sampling_processes)
+        needs = ("simulate/test", f"train/{trained}")
+        return Job(f"evaluate/{key(row, arm, seed)}", run, tuple(outs), needs, processes, target=True)
+
+    def classical(self) -> list[Job]:
+        tuned = [self.folder / "tuning" / f"{n:02d}.json" for n in range(self.size.tuning)]
+
+        def tune(part: int, parts: int, device: str) -> None:
+            for path in tuned[part::parts]:
+                if not path.exists():
+                    work.tune_classical(self.scans("tuning") / f"{path.stem}.h5", self.size.l1_iterations, path)
+
+        def evaluate(part: int, parts: int, device: str) -> None:
+            todo = [(method, out) for method in CLASSICAL for out in self.figures(method)]
+            for method, out in todo[part::parts]:
+                if not out.exists():
+                    file = self.scans("test") / f"{out.stem}.h5"
+                    work.evaluate_classical(method, tuned, self.size.l1_iterations, file, out)
+
+        outs = tuple(out for method in CLASSICAL for out in self.figures(method))
+        needs = ("simulate/test", "tune/classical")
+        return [
+            Job("tune/classical", tune, tuple(tuned), ("simulate/tuning",), min(len(tuned), self.cores), gpu=False),
+            Job("evaluate/classical", evaluate, outs, needs, min(len(outs), self.cores), gpu=False, target=True),
+        ]
+
+    def rows(self) -> list[tuple[Row, Arm, int]]:
+        """All that is evaluated, in order of priority; the best row is known, and so gets its seeds, when all are."""
+        main = [(ROWS[name], NOMINAL, 0) for name in MAIN]
+        headline = ["oracle", best] if (best := self.best()) else []
+        seeds = [(ROWS[name], NOMINAL, seed) for seed in range(1, self.size.seeds) for name in headline]
+        ablation = [(ROWS[name], NOMINAL, 0) for name in ABLATION]
+        return main + seeds + ablation + [(ROWS[name], arm, 0) for name in ARM_ROWS for arm in self.arms]
+
+    def best(self) -> str | None:
+        """The row without clean images whose PSNR, averaged over R and slices, is the highest; None until all are."""
+        means = {}
+        for name in MAIN:
+            files = self.figures(key(ROWS[name], NOMINAL, 0))
+            if not all(file.exists() for file in files):
+                return None
+            means[name] = np.mean([row["psnr"] for file in files for row in json.loads(file.read_text())])
+        return max((name for name in means if name != "oracle"), key=lambda name: float(means[name]))
+
+    def jobs(self) -> list[Job]:
+        """Every job of the experiment; see `wanted` of experiment.schedule for what of it is run."""
+        rows = self.rows()
+        jobs = [self.simulation(NOMINAL.scans), self.test_simulation("test", TEST_SEED, self.tests)]
+        jobs += [self.evaluation(*row) for row in rows[: len(MAIN)]]
+        tuning, evaluation = self.classical()
+        jobs += [self.test_simulation("tuning", TUNING_SEED, self.size.tuning), tuning, evaluation]
+        for row, arm, seed in rows:
+            if (row, arm, seed) not in rows[: len(MAIN)]:
+                jobs.append(self.evaluation(row, arm, seed))
+            jobs.append(self.simulation(arm.scans))
+            if row.start is not None:
+                jobs.append(self.training(ROWS[row.start], arm, seed))
+            jobs.append(self.training(ROWS[row.of or row.name], arm, seed))
+        first: dict[str, Job] = {}
+        for job in jobs:
+            first.setdefault(job.name, job)
+        return list(first.values())
+
+
+def key(row: Row, arm: Arm, seed: int) -> str:
+    """The name of a prior or of an evaluation in files and jobs."""
+    return row.name + ("" if arm is NOMINAL else f"@{arm.name}") + (f"-seed{seed}" if seed else "")
+
+
+def _alone(run: Callable[[str], None]) -> Callable[[int, int, str], None]:
+    """A job whose processes share the work by themselves, or that has one."""
+    return lambda part, parts, device: run(device)

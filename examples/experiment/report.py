@@ -1,0 +1,129 @@
+"""The record of the experiment, one JSON file, and the tables made from it.
+
+Figures of a row with several seeds are averaged over them for each scan first. Intervals are those of the mean over
+scans under resampling of the people (95 %, percentile bootstrap), as slices of one person are alike; the gap to the
+oracle is taken scan by scan.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiment.data import COILS, SIGMA
+from experiment.plan import ARM_ROWS, CLASSICAL, NOMINAL, ROWS, Experiment, key
+from experiment.work import best_lambdas
+from mrgen import __version__
+
+RESAMPLES = 4000
+
+Record = dict[str, Any]
+Values = dict[tuple[int, float], float]  # by scan and R
+
+
+def record(experiment: Experiment) -> Record:
+    """Everything that is complete: settings, how each prior came about, and the figures of each scan."""
+    size, figures, priors = experiment.size, {}, {}
+    keys = list(CLASSICAL) + [key(*row) for row in experiment.rows()]
+    for name in keys:
+        files = experiment.figures(name)
+        if all(file.exists() for file in files):
+            figures[name] = [{"scan": n, **row} for n, file in enumerate(files) for row in json.loads(file.read_text())]
+        if (story := experiment.prior(name).with_suffix(".json")).exists():
+            priors[name] = json.loads(story.read_text())
+    tuned = sorted((experiment.folder / "tuning").glob("*.json"))
+    plain = {k: v for k, v in dataclasses.asdict(size).items() if k not in ("recipe", "protocol")}
+    protocol = experiment.protocol(ROWS["gsure-fourier"], NOMINAL, 0).model_dump(mode="json", exclude={"description"})
+    return {
+        "mrgen": __version__,
+        "size": plain,
+        "people": len({head.person for head in experiment.heads(test=False)}),
+        "test_scans": experiment.tests,
+        "sigma": SIGMA,
+        "coils": COILS,
+        "arms": [dataclasses.asdict(arm) for arm in experiment.arms],
+        "protocol_of_gsure_fourier": protocol,
+        "em_of_em_gsure": experiment.protocol(ROWS["em-gsure"], NOMINAL, 0).em.model_dump(mode="json"),
+        "recipe": size.recipe.model_dump(mode="json"),
+        "lambdas": {f"{method} R={r:g}": value for (method, r), value in best_lambdas(tuned).items()},
+        "priors": priors,
+        "figures": figures,
+    }
+
+
+def values(record: Record, name: str, figure: str) -> Values:
+    """By scan and R, averaged over the seeds that there are."""
+    found: dict[tuple[int, float], list[float]] = {}
+    for seed in range(record["size"]["seeds"]):
+        for row in record["figures"].get(name + (f"-seed{seed}" if seed else ""), []):
+            found.setdefault((row["scan"], row["R"]), []).append(row[figure])
+    return {place: float(np.mean(each)) for place, each in found.items()}
+
+
+def people(record: Record) -> dict[int, int]:
+    """The person of each test scan."""
+    return {row["scan"]: row["person"] for rows in record["figures"].values() for row in rows}
+
+
+def interval(by_scan: dict[int, float], person: dict[int, int]) -> tuple[float, float, float]:
+    """Mean over the scans, and its 95 % interval under resampling of the people."""
+    who = sorted({person[scan] for scan in by_scan})
+    total, count = (np.zeros(len(who)) for _ in range(2))
+    for scan, value in by_scan.items():
+        total[who.index(person[scan])] += value
+        count[who.index(person[scan])] += 1
+    drawn = np.random.default_rng(0).multinomial(len(who), np.full(len(who), 1 / len(who)), RESAMPLES)
+    means: NDArray[np.float64] = drawn @ total / (drawn @ count)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(total.sum() / count.sum()), float(low), float(high)
+
+
+def _table(record: Record, names: list[str], cell: Callable[[str, float], str]) -> list[str]:
+    rs = record["size"]["rs"]
+    lines = ["| | " + " | ".join(f"R = {r:g}" for r in rs) + " |", "|---" * (len(rs) + 1) + "|"]
+    shown = [name for name in names if name in record["figures"]]
+    return lines + [f"| {name} | " + " | ".join(cell(name, r) for r in rs) + " |" for name in shown]
+
+
+def markdown(record: Record) -> str:
+    """The tables of a record; rows that are not complete are left out."""
+    person, oracle = people(record), values(record, "oracle", "psnr")
+
+    def quality(name: str, r: float) -> str:
+        psnr, ssim = (values(record, name, figure) for figure in ("psnr", "ssim"))
+        mean, low, high = interval({scan: v for (scan, at), v in psnr.items() if at == r}, person)
+        return f"{mean:.2f} [{low:.2f}, {high:.2f}] ({np.mean([v for (_, at), v in ssim.items() if at == r]):.3f})"
+
+    def gap(name: str, r: float) -> str:
+        psnr = values(record, name, "psnr")
+        if not oracle:
+            return ""
+        each = {scan: oracle[scan, at] - v for (scan, at), v in psnr.items() if at == r}
+        mean, low, high = interval(each, person)
+        return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+    seeds = range(1, record["size"]["seeds"])
+    several = [name for name in ROWS if any(f"{name}-seed{seed}" in record["figures"] for seed in seeds)]
+    arms = [f"{name}{suffix}" for name in ARM_ROWS for suffix in ["", *(f"@{arm['name']}" for arm in record["arms"])]]
+    lines = [
+        f"{record['test_scans']} test scans of {len(set(person.values()))} people; {record['size']['scans']} training "
+        f"scans of {record['people']} people; {record['size']['updates']} updates; mean of "
+        f"{record['recipe']['samples']} samples. Several seeds: {', '.join(several) or 'none'}.",
+        "",
+        "PSNR in dB [95 % interval over people] (SSIM)",
+        "",
+        *_table(record, [*CLASSICAL, *ROWS], quality),
+        "",
+        "dB below the oracle [95 % interval over people]",
+        "",
+        *_table(record, [name for name in ROWS if name != "oracle"], gap),
+    ]
+    if any("@" in name for name in record["figures"]):
+        lines += ["", "Learned from other scans, or told what is not so: dB below the oracle", ""]
+        lines += _table(record, arms, gap)
+    return "\n".join(lines) + "\n"

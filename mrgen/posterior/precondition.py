@@ -1,0 +1,68 @@
+"""A preconditioner for H = I + Q^(1/2) F A^H A F^H Q^(1/2), Q = V_t / sigma0^2 diagonal in Fourier space.
+
+Two matrices near H are easy. One is its diagonal, 1 + q m with m that of F A^H A F^H; it misses that undersampling
+couples the frequencies that fold onto each other. The other is H for one r in place of all q, I + r F A^H A F^H: where
+only lines are sampled A^H A is one small matrix for each readout position, and its inverse is exact. Scaled to the
+diagonal of H the second one has both,
+
+    P = G F (I + r A^H A) F^H G,     G^2 = (1 + q m) / (1 + r m)
+
+For points that are not lines, and for r below 2, P is the diagonal. r is the geometric mean of q, to a power of 4: the
+solve hardly depends on it, and so few matrices are ever inverted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mrgen.physics.fourier import fft2c, ifft2c
+from mrgen.physics.operators import line_gram
+from mrgen.scans.scan import Slice
+
+
+def fourier_diagonal(maps: Tensor, mask: Tensor) -> Tensor:
+    """The diagonal of F A^H A F^H for A = M F S, (ky, kx): how much of each frequency the scan measures.
+
+    Element k is sum_c sum_q M_q |S_c(q - k)|^2 / N with S_c(q) the Fourier transform of a coil map (coil, y, x), a
+    correlation of the mask with the power of the maps.
+    """
+    spread = fft2c(maps).abs().square().sum(-3)
+    sampled = mask.expand(spread.shape).to(spread)
+    correlation = fft2c(ifft2c(sampled + 0j) * ifft2c(spread + 0j).conj()).real
+    diagonal: Tensor = (correlation / spread.numel() ** 0.5).clamp_min(0)
+    return diagonal
+
+
+class Preconditioner:
+    """P^-1 for one slice and any q; call it as q (n, ky, kx), (ky, kx) or () -> (r (n, ky, kx) -> P^-1 r).
+
+    Of several q the first decides on r, so that the others hold no sway over an image's rounding.
+    """
+
+    def __init__(self, slice_: Slice) -> None:
+        self.measured = fourier_diagonal(slice_.maps, slice_.mask)
+        self.gram = line_gram(slice_.maps, slice_.mask)
+        self.kept: tuple[int, Tensor] | None = None  # exponent of r and (I + r A^H A)^-1, (y, x, x)
+
+    def _inverse(self, gram: Tensor, exponent: int) -> Tensor:
+        if self.kept is None or self.kept[0] != exponent:
+            eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+            self.kept = exponent, torch.cholesky_inverse(torch.linalg.cholesky(eye + 4.0**exponent * gram))
+        return self.kept[1]
+
+    def __call__(self, q: Tensor) -> Callable[[Tensor], Tensor]:
+        diagonal = 1 + q * self.measured
+        exponent = round(float((q[0] if q.ndim == 3 else q).log2().mean()) / 2)
+        if self.gram is None or exponent <= 0:
+            return lambda r: r / diagonal
+        inverse = self._inverse(self.gram, exponent)
+        g = (diagonal / (1 + 4.0**exponent * self.measured)).sqrt()
+
+        def apply(r: Tensor) -> Tensor:
+            rows = ifft2c(r / g).permute(1, 2, 0)  # (y, x, n)
+            return fft2c((inverse @ rows).permute(2, 0, 1)) / g
+
+        return apply

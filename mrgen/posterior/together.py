@@ -1,0 +1,111 @@
+"""One posterior sample of each of several slices at once, for E-steps on a GPU.
+
+A slice alone keeps a GPU waiting for the next small kernel. Slices of one matrix size, sampled along lines, are stacked
+instead, with coils of zeros where they have fewer, and every step of `Proximal` is one for the whole stack; noise,
+covariance and random numbers stay those of each slice. Only the lowest noise level is common: that of the cleanest.
+With recon/em.toml and 32 slices a slice takes 990 tensor operations instead of 13,900.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mrgen.errors import MrgenError
+from mrgen.physics.cg import conjugate_gradient
+from mrgen.physics.operators import line_normal
+from mrgen.posterior.precondition import fourier_diagonal
+from mrgen.posterior.proximal import Proximal
+from mrgen.posterior.reconstruct import START_ITERATIONS
+from mrgen.posterior.samplers import SAMPLERS, noise_levels
+from mrgen.prior.denoiser import Denoise
+from mrgen.prior.draws import DrawPerItem
+from mrgen.prior.files import Prior
+from mrgen.prior.objectives import complex_noise
+from mrgen.prior.spectrum import Rings
+from mrgen.scans.scan import Slice
+from mrgen.settings import Recipe
+
+
+def stack(slices: Sequence[Slice]) -> Slice:
+    """Slices as one: k-space and maps (slice, coil, y, x), mask (slice, 1, 1, kx), sigma0 (slice, 1, 1).
+
+    Raises ValueError for slices of different matrix sizes or sampled at points.
+    """
+    shapes, coils = {s.kspace.shape[1:] for s in slices}, max(len(s.maps) for s in slices)
+    if len(shapes) > 1 or any(s.mask.ndim > 1 for s in slices):
+        raise ValueError("expected slices of one matrix size, sampled along lines")
+
+    def padded(arrays: Sequence[Tensor]) -> Tensor:
+        whole = arrays[0].new_zeros(len(arrays), coils, *arrays[0].shape[1:])
+        for row, array in zip(whole, arrays, strict=True):
+            row[: len(array)] = array
+        return whole
+
+    sigma0: Any = torch.tensor([s.sigma0 for s in slices], device=slices[0].kspace.device)[:, None, None]
+    return replace(
+        slices[0],
+        kspace=padded([s.kspace for s in slices]),
+        maps=padded([s.maps for s in slices]),
+        mask=torch.stack([s.mask for s in slices])[:, None, None],
+        sigma0=sigma0,
+    )
+
+
+class Together(Proximal):
+    """`Proximal` with V_t from the residual for a stack; call it as D(x_t (slice, y, x), sigma (slice,)), one sigma."""
+
+    def __init__(
+        self, prior: Denoise, slices: Sequence[Slice], *, iterations: int, draw: torch.Generator | None, above: float
+    ) -> None:
+        """`draw` and `above` are `draw` and `draw_above` of `Proximal`."""
+        self.prior, self.slice, self.power, self.iterations = prior, stack(slices), None, iterations
+        self.draw, self.draw_above = draw, above
+        self.support = (self.slice.maps != 0).any(1)
+        self.operator = self.slice.operator()
+        self.adjoint_data = self.operator.adjoint(self.slice.kspace)
+        self.normal = line_normal(self.slice.maps, self.slice.mask)
+        measured = torch.stack([fourier_diagonal(s.maps, s.mask) for s in slices])
+        self.preconditioner = lambda q: lambda r: r / (1 + q * measured)  # type: ignore[assignment]
+        self.each = [Rings(s.mask, (s.kspace.shape[-2], s.kspace.shape[-1])) for s in slices]
+        self.coils = torch.tensor([len(s.maps) for s in slices], device=self.slice.mask.device)[:, None, None]
+
+    def covariance(self, mean: Tensor, sigma: Tensor) -> Tensor:
+        """V_t of each slice, (slice, ky, kx), about the denoised images `mean` (slice, y, x)."""
+        residual, ceiling = self.slice.kspace - self.operator.forward(mean), float(sigma.square())
+        errors = residual.abs().square().sum(1) - self.coils * self.slice.sigma0**2
+        averages = [rings.average(e, 1e-3 * ceiling) for rings, e in zip(self.each, errors, strict=True)]
+        return torch.stack(averages).clamp_max(ceiling)
+
+
+def together_applies(recipe: Recipe) -> bool:
+    """Whether `sample_together` knows what the recipe asks for."""
+    return recipe.guidance == "proximal" and recipe.covariance == "residual" and not recipe.ensemble
+
+
+def sample_together(
+    slices: Sequence[Slice], prior: Prior, recipe: Recipe, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """A complex posterior sample (slice, y, x) of each slice, in scaled units, as `posterior_samples` draws them.
+
+    Slices are as for `stack`; each has a generator of its own. Raises MrgenError on NaN.
+    """
+    draws = DrawPerItem(0, 0, (), str(slices[0].kspace.device))
+    draws.items = list(generators)
+    lowest = max(prior.sigma_min, min(s.sigma0 for s in slices) / 4)
+    sigmas = noise_levels(recipe.sigma_max, lowest, recipe.steps, recipe.grid)
+    draw = draws.generator if recipe.sampler == "decoupled" else None
+    denoise = Together(prior, slices, iterations=recipe.cg_iterations, draw=draw, above=float(sigmas[-1]))
+    with torch.inference_mode(), draws:
+        start = conjugate_gradient(
+            lambda x: denoise.normal(x) + 0.01 * x, denoise.adjoint_data, iterations=START_ITERATIONS
+        )
+        x = start + recipe.sigma_max * complex_noise(start, draws.generator)
+        samples = SAMPLERS[recipe.sampler](denoise, x, sigmas, draws.generator)
+    if not torch.isfinite(torch.view_as_real(samples)).all():
+        raise MrgenError(f"sampling diverged (NaN) with sampler {recipe.sampler!r}: use more steps or CG iterations")
+    return samples

@@ -1,0 +1,80 @@
+"""Noise of a sample: SplitMix64 as published, CN(0, 1), independent of company, the same on every device."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from mrgen.posterior.draws import DrawPerSample, complex_normal, random_bits
+
+
+def draw(n: int, shape: tuple[int, ...] = (50, 60), times: int = 1, seed: int = 3, device: str = "cpu") -> Tensor:
+    with DrawPerSample(torch.Generator().manual_seed(seed)) as draws:
+        for _ in range(times):
+            noise = torch.randn((n, *shape), dtype=torch.complex64, device=device, generator=draws.generator)
+    return noise
+
+
+def test_the_bits_are_those_of_the_published_generator() -> None:
+    """The first five numbers of seed 1234567 of Vigna's reference program, splitmix64.c."""
+    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423,
+                4593380528125082431, 16408922859458223821]  # fmt: skip
+    assert [z % 2**64 for z in random_bits(1234567, 5).tolist()] == expected
+    assert torch.equal(random_bits(2**64 - 1, 3), random_bits(-1, 3))
+
+
+def test_the_noise_is_complex_normal() -> None:
+    noise = draw(4, (100_000,))
+    for part in (noise.real, noise.imag):
+        assert stats.kstest(math.sqrt(2) * part.flatten().numpy(), "norm").pvalue > 1e-3
+    assert stats.kstest(noise.abs().square().flatten().numpy(), "expon").pvalue > 1e-3
+    # neighbours, samples, and the conjugate: 4.5 standard errors of 1 / sqrt(n)
+    assert abs((noise[:, 1:] * noise[:, :-1].conj()).mean()) < 4.5 / math.sqrt(noise.numel())
+    assert (noise @ noise.mH / 1e5 - torch.eye(4)).abs().max() < 4.5 / math.sqrt(1e5)
+    assert abs(noise.square().mean()) < 4.5 / math.sqrt(noise.numel())
+
+
+def test_the_ends_of_the_range_are_finite() -> None:
+    bits = torch.tensor([-(2**63), 2**31 - 1, -1, 0, 2**63 - 1, -(2**31)])
+    noise = complex_normal(bits)
+    assert torch.isfinite(torch.view_as_real(noise)).all()
+    assert noise.abs().max() == pytest.approx(math.sqrt(27 * math.log(2)))
+    assert noise.abs().min() == 0
+
+
+def test_a_sample_does_not_depend_on_the_others() -> None:
+    few, many = draw(2), draw(5)
+    assert torch.equal(few, many[:2])
+    assert not torch.equal(many[0], many[1])
+    assert torch.equal(draw(2, times=2), draw(4, times=2)[:2])
+    assert not torch.equal(draw(2, times=2), few)
+    assert not torch.equal(draw(2, seed=4), few)
+    assert torch.equal(draw(1, (7,)), draw(1, (9,))[:, :7])
+
+
+def test_whole_numbers_are_even_over_their_range() -> None:
+    with DrawPerSample(torch.Generator().manual_seed(0)) as draws:
+        numbers = torch.randint(10, (6000,), generator=draws.generator)
+        others = torch.randint(10, (6000,), generator=draws.generator)
+        elsewhere = torch.randint(10, (5,), generator=torch.Generator().manual_seed(1))
+    assert stats.chisquare(torch.bincount(numbers, minlength=10).numpy()).pvalue > 1e-3
+    assert (numbers != others).any()
+    assert torch.equal(elsewhere, torch.randint(10, (5,), generator=torch.Generator().manual_seed(1)))
+
+
+def test_other_draws_with_this_generator_are_a_mistake() -> None:
+    with DrawPerSample(torch.Generator()) as draws, pytest.raises(AssertionError, match="with the generator"):
+        torch.rand((3,), generator=draws.generator)
+    with DrawPerSample(torch.Generator()) as draws, pytest.raises(AssertionError, match="with the generator"):
+        torch.randn((3,), generator=draws.generator)
+
+
+@pytest.mark.gpu
+def test_a_gpu_draws_the_numbers_of_a_cpu() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no NVIDIA GPU here")
+    torch.testing.assert_close(draw(3, device="cuda").cpu(), draw(3), rtol=1e-6, atol=1e-6)

@@ -1,0 +1,322 @@
+"""`mrgen recon` of volumes and of many scans: killed and resumed, skipped, shared among processes, samples kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from mrgen import cli
+from mrgen.cli import common
+from mrgen.cli import recon as recon_command
+from mrgen.posterior.batch import Batch
+from mrgen.prior.denoiser import Denoiser
+from mrgen.prior.files import save_prior
+from mrgen.review import parts, run
+from mrgen.settings import Network
+
+HERE = Path(__file__).parent
+SLICES = 4
+Call = Callable[..., tuple[int, str, str]]
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def mrgen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Call the entry point as a shell would: (exit code, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mrgen", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        streams = capsys.readouterr()
+        return int(caught.value.code or 0), streams.out, streams.err
+
+    return call
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """start(*arguments) runs Python in a process group of its own, which is killed after the test."""
+    started = []
+
+    def call(*arguments: object) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            env=os.environ | {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield call
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.fixture
+def scan(write_scan: Callable[..., Path], phantom: Callable[..., torch.Tensor]) -> Callable[..., Path]:
+    def write(name: str = "head.h5", slices: int = SLICES) -> Path:
+        return write_scan(name, kspace=1e-3 * phantom(slices=slices, coils=4, shape=(32, 32), noise=0.01))
+
+    return write
+
+
+@pytest.fixture
+def posterior(tmp_path: Path) -> list[object]:
+    """Options of a tiny posterior recipe on a CPU."""
+    torch.manual_seed(0)
+    network = Network(widths=(16,), blocks=1, patch=2)
+    sigmas = {"sigma_min": 0.01, "sigma_max": 20.0, "sigma_data": 0.4}
+    metadata = {"network": network.model_dump(mode="json"), "objective": "gsure-sense", **sigmas}
+    save_prior(tmp_path / "prior.safetensors", Denoiser(network, 0.4).state_dict(), metadata)
+    (tmp_path / "tiny.toml").write_text('description = "tiny"\nsteps = 4\nsamples = 2\ncg_iterations = 4\n')
+    return ["--R", 2, "--center-fraction", 0.3, "--recipe", tmp_path / "tiny.toml",
+            "--prior", tmp_path / "prior.safetensors", "--device", "cpu"]  # fmt: skip
+
+
+def volumes(path: Path) -> dict[str, Any]:
+    with h5py.File(path) as file:
+        return {name: file[name][()] for name in file}
+
+
+def kept(out: Path, stem: str = "head") -> list[str]:
+    return sorted(p.name for p in (out / f".{stem}.partial").glob("slice-*.safetensors"))
+
+
+KILLED = """
+import os, signal
+from mrgen import cli
+from mrgen.prior import files
+
+save, calls = files.save_file, []
+
+
+def save_half(tensors, path, metadata):
+    save(tensors, path, metadata)
+    calls.append(path)
+    if len(calls) == 3:
+        os.truncate(path, os.path.getsize(path) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+files.save_file = save_half
+cli.main()
+"""  # the command, which is killed in the middle of writing its third slice
+
+
+def test_a_killed_run_goes_on_to_the_result_of_an_uninterrupted_one(mrgen, start, scan, posterior, tmp_path):
+    arguments, out, whole = [scan(), *posterior, "--save-samples"], tmp_path / "parts", tmp_path / "whole"
+    assert start("-c", KILLED, "recon", *arguments, "-o", out).wait(120) == -signal.SIGKILL
+    assert kept(out) == ["slice-00000.safetensors", "slice-00001.safetensors"]
+    assert [p.name for p in out.iterdir()] == [".head.partial"]
+    (out / ".head.partial/slice-00001.safetensors").write_bytes(b"")  # as a crash of the machine may leave it
+    computed, told, prepare = [], [], run.prepare
+    with pytest.MonkeyPatch.context() as patch:
+        listening = nullcontext(lambda fraction, place: told.append((fraction, place)))
+        patch.setattr(recon_command, "progress_on_stderr", lambda prefix: listening)
+        patch.setattr(run, "prepare", lambda scan, index, **k: computed.append(index) or prepare(scan, index, **k))
+        code, text, _ = mrgen("recon", *arguments, "-o", out)
+    assert code == 0
+    assert computed == [1, 2, 3]
+    assert (told[0], told[-1]) == ((1 / SLICES, f"slice 2 of {SLICES}"), (1, f"slice {SLICES} of {SLICES}"))
+    assert f"resumed 1 of {SLICES} slices" in text
+    assert text.index("mask    ") < text.index("resumed ")
+
+    assert mrgen("recon", *arguments, "-o", whole)[0] == 0
+    assert sorted(p.name for p in out.iterdir()) == ["figure.png", "head.h5", "report.json"]
+    one, two = volumes(out / "head.h5"), volumes(whole / "head.h5")
+    images = {"zero_filled", "l1_wavelet", "reconstruction", "std", "reference", "rss", "samples"}
+    assert one.keys() == two.keys() == images | {"mask"}
+    for name, volume in two.items():
+        assert np.array_equal(one[name], volume), name
+    reports = [json.loads((folder / "report.json").read_text()) for folder in (out, whole)]
+    assert [report.pop("resumed_slices") for report in reports] == [1, 0]
+    for report in reports:
+        seconds = report.pop("seconds")
+        assert len(seconds["slices"]) == SLICES
+        assert seconds["reconstruction"] == pytest.approx(sum(seconds["slices"]), abs=0.01)
+    assert reports[0] == reports[1]
+    assert (out / "figure.png").read_bytes() == (whole / "figure.png").read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_says_how_to_go_on(mrgen, scan, tmp_path, monkeypatch, number):
+    handlers, prepare = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)], run.prepare
+
+    def stopping(scan, index, **options):
+        if index == 2:
+            signal.raise_signal(number)
+        return prepare(scan, index, **options)
+
+    monkeypatch.setattr(run, "prepare", stopping)
+    for files in ([scan()], [scan("other.h5"), scan()]):
+        code, _, error = mrgen("recon", *files, "--R", 2, "--recipe", "sense", "-o", tmp_path / "out")
+        assert (code, error) == (
+            1, f"mrgen: error: the reconstruction was stopped by {number.name}; the same command goes on from there\n"
+        )  # fmt: skip
+    assert len(kept(tmp_path / "out")) == len(kept(tmp_path / "out/other", "other")) == 2
+    assert not (tmp_path / "out/head").exists(), "the next scan is not begun"
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
+
+
+def test_slices_of_another_run_are_not_mixed_in(mrgen, scan, tmp_path, monkeypatch):
+    arguments = ["recon", scan(), "--R", 2, "--recipe", "sense", "-o", tmp_path / "out", "--device", "cpu"]
+    monkeypatch.setattr(recon_command, "write_result", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        mrgen(*arguments)
+    monkeypatch.undo()
+    left = kept(tmp_path / "out")
+    assert len(left) == SLICES
+    for options, differs in ((["--seed", 1], "mask, seed"), (["--slices", "1:"], "slices"), (["--coils", 3], "coils")):
+        code, _, error = mrgen(*arguments, *options)
+        assert (code, error.count("\n")) == (1, 1)
+        assert re.search(
+            f"another (number of )?{differs}: repeat that command.* or give them up with --no-resume", error
+        )
+        assert kept(tmp_path / "out") == left
+    os.utime(tmp_path / "head.h5")
+    assert "another scan: " in mrgen(*arguments)[2]
+    code, text, _ = mrgen(*arguments, "--seed", 1, "--no-resume")
+    assert code == 0
+    assert "resumed" not in text
+
+
+def test_only_one_process_is_at_a_scan(mrgen, scan, tmp_path):
+    with parts.partial_slices(tmp_path, "head", {}, True):
+        code, _, error = mrgen("recon", scan(), "--R", 2, "--recipe", "sense", "-o", tmp_path)
+    assert code == 1
+    assert "another process is at head" in error
+    assert not (tmp_path / ".head.partial").exists()
+
+
+def test_time_left_is_that_of_what_is_left(monkeypatch, capsys):
+    clock = iter([100.0, 100.0, 130.0])
+    monkeypatch.setattr(common.time, "monotonic", clock.__next__)
+    with common.progress_on_stderr() as progress:
+        progress(0.8, "slice 9 of 10")  # 8 slices were there before
+        progress(0.85, "slice 9 of 10, step 1 of 2")
+    assert capsys.readouterr().err == "slice 9 of 10, step 1 of 2: 85%, about 1.5 min left\n"
+
+
+def test_many_scans_of_which_one_is_broken(mrgen, scan, posterior, tmp_path, monkeypatch):
+    files = [scan(f"{name}.h5", slices=1) for name in "abc"]
+    files[1].write_bytes(b"garbage")
+    out, loads = tmp_path / "out", []
+    load = recon_command.load_prior
+    monkeypatch.setattr(recon_command, "load_prior", lambda *a: loads.append(a) or load(*a))
+    code, text, error = mrgen("recon", *files, *posterior, "-o", out)
+    assert code == 1
+    assert len(loads) == 1
+    assert error.count("failed  b.h5: b.h5: a file of unknown kind") == 2  # when it fails, and in the end
+    assert error.splitlines()[-1] == "mrgen: error: 1 of 3 scans failed, as told above; the others are finished"
+    assert sorted(str(p.relative_to(out)) for p in out.rglob("*")) == [
+        "a", "a/a.h5", "a/figure.png", "a/report.json", "c", "c/c.h5", "c/figure.png", "c/report.json"
+    ]  # fmt: skip
+    assert text.count("PSNR") == 2 * 3 * 2  # scans, images, references
+
+    scan("b.h5", slices=1)
+    before = (out / "a/report.json").stat().st_mtime_ns
+    code, text, error = mrgen("recon", *files, *posterior, "-o", out)
+    assert (code, error) == (0, "")
+    assert [line.split(":")[0] for line in text.splitlines() if line[:7] in ("skipped", "scan   ")] == [
+        "skipped a.h5", "scan    b.h5", "skipped c.h5"
+    ]  # fmt: skip
+    assert (out / "a/report.json").stat().st_mtime_ns == before
+    assert "skipped" not in mrgen("recon", *files[:2], *posterior, "-o", out, "--seed", 1)[1]
+    assert "skipped" not in mrgen("recon", *files[:2], *posterior, "-o", out, "--seed", 1, "--no-resume")[1]
+
+
+def test_a_bug_in_one_scan_leaves_the_others(mrgen, scan, tmp_path, monkeypatch):
+    files = [scan(f"{name}.h5", slices=1) for name in "ab"]
+    prepare = run.prepare
+    monkeypatch.setattr(run, "prepare", lambda s, *a, **k: 1 / 0 if s.path.endswith("a.h5") else prepare(s, *a, **k))
+    code, _, error = mrgen("recon", *files, "--R", 2, "--recipe", "sense", "-o", tmp_path / "out")
+    assert code == 1
+    assert "failed  a.h5: a bug, see the traceback above: ZeroDivisionError" in error
+    assert "Traceback" in error
+    assert (tmp_path / "out/b/b.h5").exists()
+
+
+def test_scans_of_one_name_are_refused(mrgen, scan, tmp_path):
+    (tmp_path / "other").mkdir()
+    code, _, error = mrgen("recon", scan(), tmp_path / "other/head.h5", "--R", 2, "-o", tmp_path / "out")
+    assert code == 1
+    assert "2 of the scans are called head, and would get the same folder" in error
+
+
+def test_samples_are_kept_on_request(mrgen, scan, posterior, tmp_path):
+    for options in ([], ["--save-samples"]):
+        assert mrgen("recon", scan(slices=2), *posterior, *options, "-o", tmp_path / f"out{len(options)}")[0] == 0
+    plain, found = (volumes(tmp_path / f"out{i}/head.h5") for i in (0, 1))
+    samples = found.pop("samples")
+    assert samples.dtype == np.float32
+    assert samples.shape == (2, 2, 32, 32)  # slice, sample, y, x
+    for name, volume in plain.items():
+        assert np.array_equal(found[name], volume), name
+    np.testing.assert_allclose(samples.mean(1), plain["reconstruction"], rtol=1e-5)
+    np.testing.assert_allclose(samples.std(1, ddof=1), plain["std"], rtol=1e-3, atol=1e-9)
+
+
+def test_a_smaller_batch_is_kept_for_the_next_slice(mrgen, scan, posterior, tmp_path, monkeypatch):
+    forward, sizes = Denoiser.forward, []
+
+    def short_of_memory(self: Denoiser, x_t: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(x_t))
+        if len(x_t) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, x_t, sigma)
+
+    monkeypatch.setattr(Denoiser, "forward", short_of_memory)
+    monkeypatch.setattr(recon_command.Batch, "on", lambda device, report: Batch(8, report))
+    code, text, _ = mrgen("recon", scan(slices=2), *posterior, "--samples", 8, "-o", tmp_path / "out")
+    assert code == 0
+    assert [line for line in text.splitlines() if "memory" in line] == [
+        "note    the device has no memory for 8 images at a time: going on with 4",
+        "note    the device has no memory for 4 images at a time: going on with 2",
+    ]
+    assert sizes == [8, 4] + [2] * (4 * 4 * 2)  # 4 calls of 2 images at 4 noise levels of 2 slices
+
+
+@pytest.mark.slow
+def test_processes_share_the_scans(start, scan, posterior, mrgen, tmp_path):
+    files = [scan(f"{name}.h5", slices=1) for name in "abc"]
+    out = tmp_path / "out"
+    process = start("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--",
+                    "mrgen.cli", "recon", *files, *posterior, "-o", out)  # fmt: skip
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, text
+    scans = re.findall(r"\[(\d)\] scan    (\w)\.h5", text)
+    assert sorted(scans) == [("0", "a"), ("0", "c"), ("1", "b")]
+    assert text.count("Not for diagnostic use") == 1
+    assert mrgen("recon", *files, *posterior, "-o", tmp_path / "alone")[0] == 0
+    for name in "abc":
+        one, two = (volumes(folder / name / f"{name}.h5") for folder in (out, tmp_path / "alone"))
+        for key, volume in two.items():
+            assert np.array_equal(one[key], volume), (name, key)
+
+    files[1].write_bytes(b"garbage")  # the process that fails waits for the other
+    process = start("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--",
+                    "mrgen.cli", "recon", *files, *posterior, "-o", out, "--no-resume")  # fmt: skip
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "[1] failed  b.h5: b.h5: a file of unknown kind" in text
+    assert text.count("[0] wrote") == 6
+    assert "mrgen: error: 1 of 3 scans failed" in text
