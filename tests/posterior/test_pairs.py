@@ -152,7 +152,7 @@ def test_a_mixture_posterior(guidance: str, sampler: str) -> None:
     assert found.covariance < allowed.covariance
     if guidance != "proximal":
         share = MIXTURE.responsibilities(samples, SIGMA_MIN).mean(0)
-        assert (share - weights).abs().max() < 0.06
+        assert (share - weights).abs().max() < (0.06 if guidance == "exact" else 0.1)
 
 
 def test_the_mixture_is_the_one_it_says() -> None:
