@@ -62,7 +62,7 @@ def pair_on_a_gaussian(guidance: str, sampler: str) -> Errors:
     denoise: Denoise = {
         "proximal": lambda: Proximal(gaussian.denoise, c.slice_, gaussian.power(), iterations=15, draw=draw),
         "fourier": lambda: ClosedForm(gaussian.denoise, c.slice_, gaussian.power(), draw=draw),
-        "mmps": lambda: Mmps(gaussian.denoise, c.slice_, iterations=5),
+        "mmps": lambda: Mmps(gaussian.denoise, c.slice_, iterations=8),
     }[guidance]()
     sigmas = noise_levels(SIGMA_MAX, SIGMA_MIN, STEPS[sampler]).double()
     if sampler == "decoupled":
