@@ -177,6 +177,19 @@ def test_a_stopped_run_says_how_to_go_on(mrgen, scan, tmp_path, monkeypatch, num
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
+def test_lambda_of_slices_from_before_an_interruption_is_reported(mrgen, scan, tmp_path, monkeypatch):
+    arguments = ["recon", scan(), "--R", 2, "--recipe", "sense", "-o", tmp_path / "out"]
+    monkeypatch.setattr(recon_command, "write_result", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        mrgen(*arguments)
+    monkeypatch.undo()
+    assert mrgen(*arguments)[0] == 0
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["resumed_slices"] == SLICES
+    assert [facts["slice"] for facts in report["regularisation"]] == list(range(SLICES))
+    assert all(facts["chosen_by"].startswith("discrepancy") for facts in report["regularisation"])
+
+
 def test_slices_of_another_run_are_not_mixed_in(mrgen, scan, tmp_path, monkeypatch):
     arguments = ["recon", scan(), "--R", 2, "--recipe", "sense", "-o", tmp_path / "out", "--device", "cpu"]
     monkeypatch.setattr(recon_command, "write_result", lambda *_: 1 / 0)
