@@ -52,7 +52,7 @@ def edge_covariance(kspace: Tensor, mask: Tensor) -> Tensor:
     y, x = grid((n_y, n_x))
     sampled = (kspace != 0).any(0) & (mask > 0)
     radius = (y.square() + x.square()).to(kspace.device)[sampled]
-    outermost = radius.argsort(descending=True)[: max(4, len(radius) // 16)]
+    outermost = radius.argsort(descending=True, stable=True)[: max(4, len(radius) // 16)]
     return _for_whitening(kspace[:, sampled][:, outermost])
 
 
@@ -73,7 +73,7 @@ def readout_covariance(kspace: Tensor, mask: Tensor) -> Tensor:
     lines = (pieces == 1).nonzero().flatten()
     if len(lines) < 8:
         raise ValueError(f"expected at least 8 lines that are read out in one piece, found {len(lines)}")
-    lines = lines[(lines - n_x // 2).abs().argsort()]
+    lines = lines[(lines - n_x // 2).abs().argsort(stable=True)]
     order = torch.fft.ifftshift(kspace[:, :, lines], dim=-2)
     rows = torch.fft.fftshift(torch.fft.ifft(order, dim=-2, norm="ortho"), dim=-2)  # (coil, y, line)
     outer, central = rows[:, :, len(lines) // 2 :], rows[:, :, : len(lines) // 4]
