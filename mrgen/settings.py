@@ -84,7 +84,6 @@ class Training(Settings):
     steps: int = Field(20_000, ge=1, description="updates")
     batch: int = Field(16, ge=1, description="slices per update, of all processes together")
     accumulate: int = Field(1, ge=1, description="parts in which a process computes its share of a batch")
-    compile: bool = Field(True, description="compile the network, on a GPU only")
     learning_rate: float = Field(5e-4, gt=0, description="peak, Adam")
     warmup: int = Field(200, ge=0, description="updates of linear warm-up")
     decay: float = Field(0.3, ge=0, le=1, description="last fraction of the updates, cosine decay to zero")

@@ -41,7 +41,7 @@ class Batch:
         while done < len(x_t):
             now = slice(done, done + self.images)
             try:
-                with torch._C.DisableTorchFunction():  # the network draws nothing, and may be compiled
+                with torch._C.DisableTorchFunction():  # the network draws nothing
                     part = denoise(x_t[now], sigma[now])
             except torch.OutOfMemoryError as error:
                 if self.images == 1:

@@ -1,7 +1,8 @@
 """Prepared slices on disk: one HDF5 file a scan, which is complete or absent and never changes.
 
-    maps           (slice, coil, y, x) complex64                  a chunk is the maps of one slice
     samples/<n>    (coil, ky, line) or (coil, point) complex64    kspace[..., mask] of the nth slice
+    support/<n>    (y, x) bool                                    where any coil has a map
+    maps/<n>       (coil, pixel) complex64                        maps[..., support]
     mask           (slice, kx) or (slice, ky, kx)                 1 where sampled
     index          (slice,)                                       number of the slice in its scan
     acceleration   (slice,)                                       R of the mask; NaN where the scanner undersampled
@@ -9,8 +10,9 @@
     manifest       attribute, JSON                                what all this was made from
 
 The file's name holds a hash of what the manifest says of input and settings, so another input or setting is another
-file. Only what was sampled is stored. Nothing is compressed: of noise in floating point, lzf saves 7 % and takes 13
-times as long to read.
+file. Only what was sampled is stored, and maps where there are any. Nothing is compressed: of noise in floating point,
+lzf saves 7 % and takes 13 times as long to read. So the large arrays lie in the file as they lie in memory, and are
+read from their places by the system, in parallel: the HDF5 library has one lock for all threads.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from torch import Tensor
 from mrgen.errors import MrgenError
 from mrgen.scans.scan import Slice
 
-FORMAT = "mrgen-slices-2"  # count up when preparation gives other slices than before: stored ones are then left alone
+FORMAT = "mrgen-slices-3"  # count up when preparation gives other slices than before: stored ones are then left alone
+LARGE = ("samples", "support", "maps")
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,10 @@ def write_scan(file: Path, entries: Iterable[Entry], manifest: dict[str, Any]) -
         with _writing(partial) as h5:
             for n, entry in enumerate(entries):
                 slice_ = entry.slice
-                mask, maps = slice_.mask.bool().cpu(), slice_.maps.numpy(force=True)
-                if n == 0:
-                    shape = (1, *maps.shape)
-                    h5.create_dataset("maps", shape, maps.dtype, maxshape=(None, *maps.shape), chunks=shape)
-                h5["maps"].resize(n + 1, axis=0)
-                h5["maps"][n] = maps
+                mask, support = slice_.mask.bool().cpu(), slice_.support.bool().cpu()
                 h5[f"samples/{n}"] = slice_.kspace.cpu()[..., mask].numpy()
+                h5[f"support/{n}"] = support.numpy()
+                h5[f"maps/{n}"] = slice_.maps.cpu()[..., support].numpy()
                 r = math.nan if entry.acceleration is None else entry.acceleration
                 table.append((mask.numpy(), entry.index, r, slice_.sigma0, slice_.scale, slice_.noise_from))
             columns = zip(*table, strict=True)
@@ -134,12 +134,31 @@ def alone(file: Path, patience: float) -> Iterator[bool]:
 
 
 @dataclass(frozen=True)
+class _Place:
+    """Where an array lies in a file."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def of(cls, dataset: h5py.Dataset) -> _Place:
+        return cls(dataset.id.get_offset() or 0, dataset.shape, dataset.dtype)
+
+    def read(self, file: Path) -> Tensor:
+        """The array, read beside other threads. Raises OSError, and ValueError where the file ends too early."""
+        flat = np.fromfile(file, self.dtype, math.prod(self.shape), offset=self.offset)
+        return torch.from_numpy(flat.reshape(self.shape))
+
+
+@dataclass(frozen=True)
 class CachedScan:
     """The slices of one file. It is open only while something is read, so this can be shared by threads and forks."""
 
     file: Path
     manifest: dict[str, Any]
     shape: tuple[int, int, int]  # coil, y, x
+    places: dict[str, list[_Place]]  # of the parts of LARGE
     mask: Tensor  # (slice, kx) or (slice, ky, kx), float
     index: list[int]
     acceleration: list[float | None]
@@ -150,11 +169,12 @@ class CachedScan:
     @classmethod
     def open(cls, file: Path) -> CachedScan:
         """All of a file but its large arrays. Raises MrgenError for one that is damaged."""
-        with _reading(file) as h5:
+        with _reading(file), h5py.File(file, "r", locking=False) as h5:  # some file systems have no locks
             return cls(
                 file,
                 json.loads(h5.attrs["manifest"]),
-                h5["maps"].shape[1:],
+                (len(h5["maps/0"]), *h5["support/0"].shape),
+                {part: [_Place.of(h5[part][str(n)]) for n in range(len(h5["index"]))] for part in LARGE},
                 torch.from_numpy(h5["mask"][()]).float(),
                 h5["index"][()].tolist(),
                 [None if math.isnan(r) else r for r in h5["acceleration"][()].tolist()],
@@ -173,11 +193,12 @@ class CachedScan:
         return len(self.index)
 
     def load(self, n: int, kspace: Tensor, maps: Tensor) -> None:
-        """Write k-space and maps of the nth slice that is stored into contiguous (coil, y, x). Raises MrgenError."""
-        with _reading(self.file) as h5:
-            h5["maps"].read_direct(maps.numpy(), np.s_[n])
-            samples = torch.from_numpy(h5[f"samples/{n}"][()])
-        kspace.zero_()[..., self.mask[n].bool()] = samples
+        """Write k-space and maps of the nth slice that is stored into arrays (coil, y, x). Raises MrgenError."""
+        with _reading(self.file):
+            samples, support, values = (self.places[part][n].read(self.file) for part in LARGE)
+        device = kspace.device
+        kspace.zero_()[..., self.mask[n].bool().to(device)] = samples.to(device)
+        maps.zero_()[..., support.to(device)] = values.to(device)
 
     def read(self, n: int) -> Slice:
         """The nth slice that is stored, as it was prepared, without a reference. Raises MrgenError."""
@@ -187,10 +208,9 @@ class CachedScan:
 
 
 @contextmanager
-def _reading(file: Path) -> Iterator[h5py.File]:
+def _reading(file: Path) -> Iterator[None]:
     try:
-        with h5py.File(file, "r", locking=False) as h5:  # it never changes: no need for what some file systems lack
-            yield h5
+        yield
     except (OSError, KeyError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise MrgenError(f"{file} cannot be read ({reason}): delete it, and it is prepared again") from None

@@ -10,7 +10,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from mrgen.scans.scan import Slice
 from mrgen.settings import Protocol, Sampling
 
 SCANS = (".h5", ".mrd", ".dat", ".cfl", ".npz")
-AHEAD, READERS = 2, 8  # batches that are loaded before they are asked for; threads that read their items
+AHEAD, READERS = 2, 16  # batches that are loaded before they are asked for; threads that read their items
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,8 @@ class TrainingSet:
         pool, readers = ThreadPoolExecutor(AHEAD, "batches"), ThreadPoolExecutor(READERS, "items")
 
         def load(indices: list[int], positions: range) -> Share:
-            batch = self.collate(indices, beside is not None, positions or range(1), readers)
+            with torch.cuda.stream(beside):
+                batch = to_device(self.collate(indices, positions or range(1), device, readers, beside), device)
             floors = torch.zeros(len(indices)) if self.floors is None else self.floors[indices]
             return Share(batch, positions, floors)
 
@@ -185,37 +186,39 @@ class TrainingSet:
             for share in order:
                 loading.append(pool.submit(load, *share))
                 ready = loading.popleft().result()
-                yield ready if beside is None else replace(ready, items=_moved(ready.items, device, beside))
+                if beside is not None:
+                    _hand_over(ready.items, beside)
+                yield ready
         finally:
             for threads in (pool, readers):
                 threads.shutdown(cancel_futures=True)
 
     def collate(
-        self, indices: list[int], pin: bool = False, positions: range | None = None, readers: Executor | None = None
+        self,
+        indices: list[int],
+        positions: range | None = None,
+        device: str | None = None,
+        readers: Executor | None = None,
+        stream: torch.cuda.Stream | None = None,
     ) -> MeasuredBatch | CleanBatch:
-        """One batch, or its items at `positions`, in pinned memory if wished; threads of `readers` load its items.
+        """One batch, or its items at `positions`; threads of `readers` load its items.
 
-        Fewer coils than the batch has at most are padded with zeros, which changes nothing.
+        Its large arrays are filled on `device`, where the items are without one, on a GPU by work of `stream`. Fewer
+        coils than the batch has at most are padded with zeros, which changes nothing.
         """
         whole = [self.items[i] for i in indices]
         chosen = [whole[p] for p in positions] if positions is not None else whole
         if isinstance(chosen[0], Tensor):
             return CleanBatch(torch.stack(chosen))  # type: ignore[arg-type]
         items: list[Item | StoredItem] = chosen  # type: ignore[assignment]
-        device, coils = items[0].mask.device, max(i.coils for i in whole)  # type: ignore[union-attr]
-        kspace, maps = (
-            torch.empty(
-                (len(items), coils, *self.shapes[indices[0]]),
-                dtype=torch.complex64,
-                device=device,
-                pin_memory=pin and device.type == "cpu",
-            )
-            for _ in range(2)
-        )
+        home, coils = items[0].mask.device, max(i.coils for i in whole)  # type: ignore[union-attr]
+        shape = 2, len(items), coils, *self.shapes[indices[0]]
+        kspace, maps = torch.empty(shape, dtype=torch.complex64, device=device or home)
 
         def fill(row: int, item: Item | StoredItem) -> None:
-            item.load(kspace[row, : item.coils], maps[row, : item.coils])
-            kspace[row, item.coils :] = maps[row, item.coils :] = 0
+            with torch.cuda.stream(stream):
+                item.load(kspace[row, : item.coils], maps[row, : item.coils])
+                kspace[row, item.coils :] = maps[row, item.coils :] = 0
 
         list((readers.map if readers else map)(fill, range(len(items)), items))  # waits, and raises what a thread did
         return MeasuredBatch(
@@ -223,16 +226,13 @@ class TrainingSet:
             mask=torch.stack([i.mask for i in items])[:, None, None],
             maps=maps,
             weights=torch.stack([i.weights for i in items])[:, None, None],
-            sigma0=torch.tensor([i.sigma0 for i in items], device=device),
+            sigma0=torch.tensor([i.sigma0 for i in items], device=home),
         )
 
 
-def _moved(batch: MeasuredBatch | CleanBatch, device: str, beside: torch.cuda.Stream) -> MeasuredBatch | CleanBatch:
-    """`batch` on `device`, copied on the stream `beside` while the current stream still computes."""
-    with torch.cuda.stream(beside):
-        moved = to_device(batch, device)
-    current = torch.cuda.current_stream(device)
+def _hand_over(batch: MeasuredBatch | CleanBatch, beside: torch.cuda.Stream) -> None:
+    """Let the current stream use what the stream `beside` fills while it still computes."""
+    current = torch.cuda.current_stream(beside.device)
     current.wait_stream(beside)
-    for field in fields(moved):
-        getattr(moved, field.name).record_stream(current)
-    return moved
+    for field in fields(batch):
+        getattr(batch, field.name).record_stream(current)

@@ -51,7 +51,7 @@ class DrawPerItem(TorchFunctionMode):
         return torch.stack([func(shape[1:], **{**kwargs, "generator": g}) for g in self.items])
 
     def outside(self, denoise: Denoise) -> Denoise:
-        """`denoise`, called as if this context were not there: the network draws nothing, and may be compiled."""
+        """`denoise`, called as if this context were not there: the network draws nothing."""
 
         def called(x_t: Tensor, sigma: Tensor) -> Tensor:
             with torch._C.DisableTorchFunction():

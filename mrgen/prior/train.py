@@ -21,7 +21,6 @@ from torch import Tensor
 from mrgen import __version__
 from mrgen.errors import MrgenError
 from mrgen.prior.checkpoint import restore_checkpoint, save_checkpoint, stop_signals
-from mrgen.prior.compiled import compile_network
 from mrgen.prior.data import TrainingSet
 from mrgen.prior.denoiser import Denoise, Denoiser, risk_weight
 from mrgen.prior.distributed import join, silent
@@ -132,7 +131,7 @@ def train(
     exponent = average_exponent(training.ema)
     average = {k: p.detach().clone() for k, p in parameters.items()}
     optimiser = torch.optim.Adam(parameters.values(), lr=training.learning_rate, betas=(0.9, 0.99))
-    no_matter = {"accumulate", "compile"}  # to the result, beyond rounding
+    no_matter = {"accumulate"}  # to the result, beyond rounding
     settings = protocol.model_dump(mode="json", exclude={"training": no_matter})
     identity = {"protocol": settings, "data": data.fingerprint, "steps": steps}
 
@@ -148,8 +147,6 @@ def train(
 
     report(f"training {name}: {len(data.shapes)} slices, {sum(p.numel() for p in parameters.values()):,} weights, "
            f"{steps} updates of {training.batch} on {processes.count} x {device.partition(':')[0]}")  # fmt: skip
-    if training.compile and device != "cpu":
-        compile_network(denoiser)
     model, recent = processes.parallel(denoiser), Recent([], [])
     mine = data.shares(
         step, training.batch, training.seed, device, processes.rank, processes.count, training.accumulate

@@ -18,7 +18,7 @@ from mrgen.errors import MrgenError
 from mrgen.prior.cache import CachedScan, Entry, alone, cache_file, made_from, write_scan
 from mrgen.scans.scan import Slice
 
-COILS, SHAPE = 3, (24, 20)
+COILS, SHAPE, SIDE = 3, (24, 20), 15  # rows from SIDE on are beside the object
 MANIFEST = {"input": {"name": "a.h5"}, "left_out": {"1": "noise only"}}
 
 
@@ -26,6 +26,7 @@ def prepared(seed: int, points: bool = False) -> Slice:
     g = torch.Generator().manual_seed(seed)
     mask = (torch.rand(SHAPE if points else SHAPE[1:], generator=g) < 0.4).float()
     kspace, maps = (torch.randn(COILS, *SHAPE, dtype=torch.complex64, generator=g) for _ in range(2))
+    maps[:, SIDE:] = 0
     return Slice(kspace * mask, mask, maps, 0.1 + 1e-9 * seed, 2.0 + seed, None, "noise scan")
 
 
@@ -64,11 +65,12 @@ def test_slices_come_back_to_the_bit(tmp_path: Path, points: bool) -> None:
 
 def test_only_what_was_sampled_is_stored_a_slice_a_chunk(file: Path) -> None:
     with h5py.File(file) as h5:
-        assert set(h5) == {"maps", "samples", "mask", "index", "acceleration", "sigma0", "scale", "noise_from"}
-        assert h5["maps"].chunks == (1, COILS, *SHAPE)
+        arrays = {"samples", "support", "maps"}
+        assert set(h5) == arrays | {"mask", "index", "acceleration", "sigma0", "scale", "noise_from"}
         assert [h5["samples"][str(n)].shape for n in range(3)] == [
             (COILS, SHAPE[0], int(prepared(n).mask.sum())) for n in range(3)
         ]
+        assert [h5["maps"][str(n)].shape for n in range(3)] == [(COILS, SIDE * SHAPE[1])] * 3
         assert json.loads(h5.attrs["manifest"]) == MANIFEST
         assert list(h5.attrs) == ["manifest"]
 
