@@ -27,20 +27,6 @@ Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def mrgen(monkeypatch, capsys) -> Call:
-    """Call the entry point as a shell would: (exit code, stdout, stderr). Other exceptions come through."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mrgen", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        streams = capsys.readouterr()
-        return int(caught.value.code or 0), streams.out, streams.err
-
-    return call
-
-
-@pytest.fixture
 def refused(mrgen: Call, tmp_path: Path) -> Callable[..., None]:
     """refused(match, *arguments): one line with `match` on stderr, exit code 1, nothing written to out/."""
 

@@ -6,9 +6,7 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-from mrgen import cli
 from mrgen.cli import common
 from mrgen.cli import recon as recon_command
 from mrgen.posterior.batch import Batch
@@ -27,48 +24,7 @@ from mrgen.prior.files import save_prior
 from mrgen.review import parts, run
 from mrgen.settings import Network
 
-HERE = Path(__file__).parent
 SLICES = 4
-Call = Callable[..., tuple[int, str, str]]
-Start = Callable[..., subprocess.Popen[str]]
-
-
-@pytest.fixture
-def mrgen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Call the entry point as a shell would: (exit code, stdout, stderr)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mrgen", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        streams = capsys.readouterr()
-        return int(caught.value.code or 0), streams.out, streams.err
-
-    return call
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """start(*arguments) runs Python in a process group of its own, which is killed after the test."""
-    started = []
-
-    def call(*arguments: object) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            env=os.environ | {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        return process
-
-    yield call
-    for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
 
 
 @pytest.fixture
@@ -103,7 +59,6 @@ def kept(out: Path, stem: str = "head") -> list[str]:
 
 KILLED = """
 import os, signal
-from mrgen import cli
 from mrgen.prior import files
 
 save, calls = files.save_file, []
@@ -312,8 +267,7 @@ def test_a_smaller_batch_is_kept_for_the_next_slice(mrgen, scan, posterior, tmp_
 def test_processes_share_the_scans(start, scan, posterior, mrgen, tmp_path):
     files = [scan(f"{name}.h5", slices=1) for name in "abc"]
     out = tmp_path / "out"
-    process = start("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--",
-                    "mrgen.cli", "recon", *files, *posterior, "-o", out)  # fmt: skip
+    process = start("-m", "--", "mrgen.cli", "recon", *files, *posterior, "-o", out, processes=2)
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 0, text
     scans = re.findall(r"\[(\d)\] scan    (\w)\.h5", text)
@@ -326,8 +280,7 @@ def test_processes_share_the_scans(start, scan, posterior, mrgen, tmp_path):
             assert np.array_equal(one[key], volume), (name, key)
 
     files[1].write_bytes(b"garbage")  # the process that fails waits for the other
-    process = start("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--",
-                    "mrgen.cli", "recon", *files, *posterior, "-o", out, "--no-resume")  # fmt: skip
+    process = start("-m", "--", "mrgen.cli", "recon", *files, *posterior, "-o", out, "--no-resume", processes=2)
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "[1] failed  b.h5: b.h5: a file of unknown kind" in text

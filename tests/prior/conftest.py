@@ -1,34 +1,15 @@
-"""Other processes, for what they share."""
+"""What the tests of training share."""
 
-from __future__ import annotations
-
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from mrgen.prior import progress
 
 
-@pytest.fixture
-def run() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """run(code, *arguments) starts another Python; what still runs after the test is killed."""
-    started = []
-
-    def call(code: str, *arguments: object) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, *map(str, arguments)],
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        started.append(process)
-        return process
-
-    yield call
-    for process in started:
-        process.kill()
-        process.communicate()
+@pytest.fixture(scope="module")
+def no_plots() -> Iterator[None]:
+    """Without the plots of a training's log, which take longer than all else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress, "_plot", lambda *_: None)
+        yield
