@@ -93,8 +93,7 @@ def sample_together(
 
     Slices are as for `stack`; each has a generator of its own. Raises MrgenError on NaN.
     """
-    draws = DrawPerItem(0, 0, (), str(slices[0].kspace.device))
-    draws.items = list(generators)
+    draws = DrawPerItem(torch.Generator(slices[0].kspace.device), generators)
     lowest = max(prior.sigma_min, min(s.sigma0 for s in slices) / 4)
     sigmas = noise_levels(recipe.sigma_max, lowest, recipe.steps, recipe.grid)
     draw = draws.generator if recipe.sampler == "decoupled" else None

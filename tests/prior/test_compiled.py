@@ -26,7 +26,7 @@ def test_one_graph_serves_all_batches_of_a_matrix_size() -> None:
     assert compiled.state_dict().keys() == plain.state_dict().keys()
     for batch, *shape in ((4, 16, 12), (6, 16, 12), (3, 12, 16), (5, 12, 16), (7, 16, 12), (2, 15, 11)):
         x_t, sigma = torch.randn(batch, *shape, dtype=torch.complex64), 0.1 + torch.rand(batch)
-        with DrawPerItem(0, 0, range(batch), "cpu") as draws:
+        with DrawPerItem.of_step(0, 0, range(batch), "cpu") as draws:
             out = draws.outside(compiled)(x_t, sigma)
         expected = plain(x_t, sigma)
         torch.testing.assert_close(out, expected)
