@@ -16,6 +16,8 @@ from synthetic import make_header, make_kspace
 from torch import Tensor
 
 from mrgen import cli
+from mrgen.prior import progress
+from mrgen.review import output
 
 torch.set_num_threads(1)  # the tensors of tests are small: threads would only wait for each other
 
@@ -66,6 +68,19 @@ def mrgen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
         return int(caught.value.code or 0), streams.out, streams.err
 
     return call
+
+
+@pytest.fixture(scope="module")
+def no_plots() -> Iterator[None]:
+    """Without plots and figures, which take longer than all else: a figure's file has the images that it would show."""
+
+    def images_alone(path: Path, *, images: dict[str, Any], **_: object) -> None:
+        path.write_bytes(b"".join(image.tobytes() for image in images.values()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress, "_plot", lambda *_: None)
+        patch.setattr(output, "save_figure", images_alone)
+        yield
 
 
 @pytest.fixture(scope="module")

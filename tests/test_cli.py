@@ -24,6 +24,7 @@ from mrgen.scans.prepare import undersampling_mask
 from mrgen.settings import Recipe, Sampling, settings_folder
 
 Call = Callable[..., tuple[int, str, str]]
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from mrgen.review import parts, run
 from mrgen.settings import Network
 
 SLICES = 4
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 @pytest.fixture
@@ -59,6 +60,7 @@ def kept(out: Path, stem: str = "head") -> list[str]:
 
 KILLED = """
 import os, signal
+from mrgen import cli
 from mrgen.prior import files
 
 save, calls = files.save_file, []
@@ -265,24 +267,21 @@ def test_a_smaller_batch_is_kept_for_the_next_slice(mrgen, scan, posterior, tmp_
 
 @pytest.mark.slow
 def test_processes_share_the_scans(start, scan, posterior, mrgen, tmp_path):
-    files = [scan(f"{name}.h5", slices=1) for name in "abc"]
+    """The process that fails at b, and has less to do, waits for the other."""
+    files = [scan(f"{name}.h5", slices=1) for name in "abcde"]
+    files[1].write_bytes(b"garbage")
     out = tmp_path / "out"
     process = start("-m", "--", "mrgen.cli", "recon", *files, *posterior, "-o", out, processes=2)
     text, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, text
+    assert process.returncode == 1, text
     scans = re.findall(r"\[(\d)\] scan    (\w)\.h5", text)
-    assert sorted(scans) == [("0", "a"), ("0", "c"), ("1", "b")]
+    assert sorted(scans) == [("0", "a"), ("0", "c"), ("0", "e"), ("1", "d")]
+    assert text.count("[0] wrote") == 9
     assert text.count("Not for diagnostic use") == 1
-    assert mrgen("recon", *files, *posterior, "-o", tmp_path / "alone")[0] == 0
-    for name in "abc":
+    assert "[1] failed  b.h5: b.h5: a file of unknown kind" in text
+    assert "mrgen: error: 1 of 5 scans failed" in text
+    assert mrgen("recon", files[0], *files[2:], *posterior, "-o", tmp_path / "alone")[0] == 0
+    for name in "acde":
         one, two = (volumes(folder / name / f"{name}.h5") for folder in (out, tmp_path / "alone"))
         for key, volume in two.items():
             assert np.array_equal(one[key], volume), (name, key)
-
-    files[1].write_bytes(b"garbage")  # the process that fails waits for the other
-    process = start("-m", "--", "mrgen.cli", "recon", *files, *posterior, "-o", out, "--no-resume", processes=2)
-    text, _ = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert "[1] failed  b.h5: b.h5: a file of unknown kind" in text
-    assert text.count("[0] wrote") == 6
-    assert "mrgen: error: 1 of 3 scans failed" in text
