@@ -16,16 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from train_bundled_prior import prepare, simulate_scan, template_heads
+from train_bundled_prior import coil_images, prepare, simulate_scan, template_heads
 
-from mrgen.physics.fourier import ifft2c
 from mrgen.physics.masks import sampling_mask
-from mrgen.physics.noise import whiten, whitening_matrix
 from mrgen.posterior.baselines import cg_sense, zero_filled
 from mrgen.posterior.reconstruct import posterior_samples
 from mrgen.prior.files import load_prior
 from mrgen.review.metrics import best_scale, psnr_fit, ssim
-from mrgen.scans.prepare import default_center_fraction, noise_covariance
+from mrgen.scans.prepare import default_center_fraction
 from mrgen.settings import Recipe, load
 
 
@@ -54,8 +52,7 @@ def main() -> None:
             rng = np.random.RandomState([args.seed, number])
             mask = sampling_mask("equispaced", noisy.shape[-1], acceleration, fraction, rng)
             slice_, _ = prepare(noisy, clean, mask.to(args.device))
-            whitening = whitening_matrix(noise_covariance(noisy, None)[0])
-            reference = ifft2c(whiten(clean, whitening)).abs().square().sum(0).sqrt().numpy(force=True)
+            reference = coil_images(noisy, clean).abs().square().sum(0).sqrt().numpy(force=True)
             results = {"zero-filled": zero_filled(slice_).abs(), "cg-sense": cg_sense(slice_, 0.01, 30).abs()}
             for name, prior in priors.items():
                 draw = torch.Generator(args.device).manual_seed(args.seed * 1_000 + number)

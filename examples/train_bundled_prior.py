@@ -94,12 +94,15 @@ def simulate_scan(head: Head, generator: torch.Generator, device: str) -> tuple[
     return noisy, clean
 
 
+def coil_images(noisy: Tensor, clean: Tensor) -> Tensor:
+    """Noise-free images (coil, y, x), whitened with the noise covariance of the noisy k-space (coil, ky, kx)."""
+    return ifft2c(whiten(clean, whitening_matrix(noise_covariance(noisy, None)[0])))
+
+
 def prepare(noisy: Tensor, clean: Tensor, mask: Tensor) -> tuple[Slice, Tensor]:
     """The undersampled slice, and the clean complex image (y, x) that its maps and scale make."""
     slice_ = prepare_slice(noisy, None, undersample=mask, keep_reference=True)
-    covariance, _ = noise_covariance(noisy, None)
-    coil_images = ifft2c(whiten(clean, whitening_matrix(covariance))) * slice_.sigma0
-    return slice_, (slice_.maps.conj() * coil_images).sum(0)
+    return slice_, (slice_.maps.conj() * coil_images(noisy, clean)).sum(0) * slice_.sigma0
 
 
 def simulate(args: argparse.Namespace) -> None:

@@ -1,6 +1,10 @@
-"""Small synthetic scans in the fastMRI layout, shared by the tests of the readers and of the command line."""
+"""Small synthetic scans in the fastMRI layout, the command line, and other processes."""
 
-from collections.abc import Callable
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,10 @@ import pytest
 import torch
 from synthetic import make_header, make_kspace
 from torch import Tensor
+
+from mrgen import cli
+from mrgen.prior import progress
+from mrgen.review import output
 
 torch.set_num_threads(1)  # the tensors of tests are small: threads would only wait for each other
 
@@ -46,3 +54,59 @@ def scans() -> Path:
     if not folder.is_dir():
         pytest.skip("no folder ../shared/data/scans with measured data beside the repository")
     return folder
+
+
+@pytest.fixture
+def mrgen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Call the entry point as a shell would: (exit code, stdout, stderr). Other exceptions come through."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mrgen", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        streams = capsys.readouterr()
+        return int(caught.value.code or 0), streams.out, streams.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def no_plots() -> Iterator[None]:
+    """Without plots and figures, which take longer than all else: a figure's file has the images that it would show."""
+
+    def images_alone(path: Path, *, images: dict[str, Any], **_: object) -> None:
+        path.write_bytes(b"".join(image.tobytes() for image in images.values()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress, "_plot", lambda *_: None)
+        patch.setattr(output, "save_figure", images_alone)
+        yield
+
+
+@pytest.fixture(scope="module")
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """start(*arguments, processes=1) runs Python, or torchrun with several processes, in a process group of its own.
+
+    Its stdout has its stderr too. What still runs after the module's tests is killed, workers and all.
+    """
+    started = []
+
+    def call(*arguments: object, processes: int = 1) -> subprocess.Popen[str]:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        process = subprocess.Popen(
+            [sys.executable, *(torchrun if processes > 1 else ()), *map(str, arguments)],
+            env=os.environ
+            | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield call
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from mrgen.cli import app
 from mrgen.prior.files import bundled_prior, load_prior
+from mrgen.review.metrics import psnr_fit
 
 SCAN = Path(__file__).parents[1] / "examples/data/brain.h5"
 
@@ -48,6 +49,8 @@ def test_the_outputs_are_whole(result: Path) -> None:
         assert file["mask"][()].sum() == 28
         # undone scaling: the scanner's own units
         ratio = file["rss"][()].mean() / scan["reconstruction_rss"][()].mean()
+        combined, rss = file["reference"][0], file["rss"][0]
+    assert psnr_fit(combined, rss) == pytest.approx(33.3, abs=0.3)
     assert ratio == pytest.approx(1, abs=0.05)
     assert (result / "figure.png").stat().st_size > 10_000
 
@@ -57,4 +60,4 @@ def test_a_recipe_beyond_the_priors_noise_is_refused(tmp_path: Path) -> None:
     recipe.write_text('description = "too loud"\nsigma_max = 50.0\n')
     done = CliRunner().invoke(app, ["recon", str(SCAN), "--R", "8", "--recipe", str(recipe), "-o", str(tmp_path / "o")])
     assert done.exit_code != 0
-    assert "trained up to 20" in str(done.exception)
+    assert "trained up to 20: lower sigma_max in" in str(done.exception)

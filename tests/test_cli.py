@@ -24,20 +24,7 @@ from mrgen.scans.prepare import undersampling_mask
 from mrgen.settings import Recipe, Sampling, settings_folder
 
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def mrgen(monkeypatch, capsys) -> Call:
-    """Call the entry point as a shell would: (exit code, stdout, stderr). Other exceptions come through."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mrgen", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        streams = capsys.readouterr()
-        return int(caught.value.code or 0), streams.out, streams.err
-
-    return call
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 @pytest.fixture

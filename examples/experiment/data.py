@@ -18,11 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from train_bundled_prior import FIRST_VALIDATION_SUBJECT, TEMPLATE, VOLUME, volume_heads
+from train_bundled_prior import FIRST_VALIDATION_SUBJECT, TEMPLATE, VOLUME, coil_images, volume_heads
 
-from mrgen.physics.fourier import ifft2c
 from mrgen.physics.masks import sampling_mask
-from mrgen.physics.noise import whiten, whitening_matrix
 from mrgen.prior.cache import CachedScan, Entry, write_scan
 from mrgen.prior.data import TrainingSet, item_of
 from mrgen.prior.files import read_safetensors, write_safetensors
@@ -105,15 +103,13 @@ def simulate_training(scans: Scans, folder: Path, number: int, heads: list[Head]
     rng = np.random.RandomState(0 if scans.one_mask else number)
     r = scans.acceleration
     mask = sampling_mask("equispaced-any-offset", matrix[1], r, default_center_fraction(r), rng)
-    covariance, _ = noise_covariance(noisy, None)
     noise = None
     if not scans.whitened:  # a noise scan that says that the coils are alike and independent
-        power = covariance.diagonal().real.mean()
+        power = noise_covariance(noisy, None)[0].diagonal().real.mean()
         noise = power.sqrt() * torch.randn(len(noisy), 4096, dtype=torch.complex64, generator=generator)
     slice_ = prepare_slice(noisy, None, undersample=mask, noise=noise, keep_reference=False)
     if scans.whitened:
-        images = ifft2c(whiten(clean, whitening_matrix(covariance))) * slice_.sigma0
-        target = (slice_.maps.conj() * images).sum(0)
+        target = (slice_.maps.conj() * coil_images(noisy, clean)).sum(0) * slice_.sigma0
         write_safetensors(folder / "clean" / f"{number:05d}.safetensors", {"image": target}, {})
     write_scan(folder / f"{number:05d}.h5", [Entry(0, r, slice_)], {"simulated": number, "left_out": {}})
 
@@ -126,8 +122,7 @@ def simulate_test(folder: Path, number: int, head: Head, seed: int, rs: tuple[fl
         rng = np.random.RandomState([seed % 2**31, number])
         mask = sampling_mask("equispaced", m[1], r, default_center_fraction(r), rng)
         entries.append(Entry(0, r, prepare_slice(noisy, None, undersample=mask, keep_reference=False)))
-    whitening = whitening_matrix(noise_covariance(noisy, None)[0])
-    reference = ifft2c(whiten(clean, whitening)).abs().square().sum(0).sqrt()
+    reference = coil_images(noisy, clean).abs().square().sum(0).sqrt()
     write_safetensors(folder / f"{number:02d}.safetensors", {"reference": reference}, {"person": head.person})
     write_scan(folder / f"{number:02d}.h5", entries, {"simulated": number, "left_out": {}})
 

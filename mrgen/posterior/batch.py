@@ -10,12 +10,9 @@ from torch import Tensor
 
 from mrgen.errors import MrgenError
 from mrgen.prior.denoiser import Denoise
+from mrgen.prior.distributed import silent
 
 CPU_IMAGES, GPU_IMAGES = 1, 32  # to begin with; on a CPU a batch is no faster than its items
-
-
-def _silent(text: str) -> None:
-    del text
 
 
 @dataclass
@@ -23,10 +20,10 @@ class Batch:
     """At most `images` in a network call: fewer once memory was short, so slices share it."""
 
     images: int
-    report: Callable[[str], None] = _silent
+    report: Callable[[str], None] = silent
 
     @classmethod
-    def on(cls, device: torch.device | str, report: Callable[[str], None] = _silent) -> Batch:
+    def on(cls, device: torch.device | str, report: Callable[[str], None] = silent) -> Batch:
         """What to begin with on a device."""
         return cls(CPU_IMAGES if torch.device(device).type == "cpu" else GPU_IMAGES, report)
 

@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+
+from mrgen.prior.draws import Draws
 
 
 def _signed(bits: int) -> int:
@@ -52,7 +53,7 @@ def complex_normal(bits: Tensor) -> Tensor:
     return torch.polar(u.log_().neg_().sqrt_(), v)
 
 
-class DrawPerSample(TorchFunctionMode):
+class DrawPerSample(Draws):
     """Within this context, torch.randn and torch.randint with `generator` draw as above.
 
     torch.randn has to be asked for complex64, so `generator` goes wherever samplers and guidance draw complex noise.
@@ -60,25 +61,16 @@ class DrawPerSample(TorchFunctionMode):
     """
 
     def __init__(self, source: torch.Generator) -> None:
-        super().__init__()
+        super().__init__(torch.Generator())
         self.key = int(torch.randint(2**62, (), generator=source, device=source.device))
-        self.generator, self.draws = torch.Generator(), 0
+        self.draws = 0
 
     def _bits(self, shape: Sequence[int], device: torch.device | str) -> Tensor:
         seed = hashlib.sha256(f"{self.key} {self.draws}".encode()).digest()[:8]
         self.draws += 1
         return random_bits(int.from_bytes(seed), math.prod(shape), device)
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if kwargs.get("generator") is not self.generator:
-            return func(*args, **kwargs)
+    def draw(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         device = kwargs.get("device", "cpu")
         if func is torch.randn and kwargs.get("dtype") == torch.complex64:
             (shape,) = args

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +28,6 @@ from mrgen.scans.scan import Slice
 from mrgen.settings import Recipe, load
 
 START_ITERATIONS = 10  # of the CG-SENSE image from which sampling starts
-WAVELET_LAMBDA = 0.0025  # of the L1-wavelet image beside a posterior, where a search would cost more than the samples
 CLASSICAL: dict[str, Callable[[Slice, float, int], Tensor]] = {
     "sense": cg_sense,
     "l1-wavelet": l1_wavelet,
@@ -40,7 +39,7 @@ START = {
     "tv": 0.0025,
     "pnp": 0.25,
     "red": 0.25,
-}  # where a search for lambda starts
+}  # where a search for lambda starts, which beside a posterior would cost more than the samples
 
 
 @dataclass(frozen=True)
@@ -55,15 +54,22 @@ class Reconstruction:
     facts: dict[str, Any] = field(default_factory=dict)  # of `regularised`
 
 
-def _refuse_unfit(prior: Prior, sigma: float, where: str) -> None:
-    """Raises MrgenError for a prior that is none by itself, or that was not trained at noise `sigma` of a recipe."""
+def _refuse_unfit(prior: Prior, recipe: Recipe, level: Literal["sigma_max", "sigma_min"]) -> None:
+    """Raises MrgenError for a prior that is none by itself, or that was not trained at that noise level of a recipe."""
     if prior.conditional:
         raise MrgenError("the prior is a round of mrgen em --diffem, which is of use there alone: take the final one")
+    sigma: float = getattr(recipe, level)
     if sigma > prior.sigma_max:
         raise MrgenError(
-            f"the recipe {where} = {sigma:g}, the prior was trained up to {prior.sigma_max:g}: "
-            f"lower {where.split()[-1]} in the recipe"
+            f"the recipe has {level} = {sigma:g}, the prior was trained up to {prior.sigma_max:g}: "
+            f"lower {level} in the recipe"
         )
+
+
+def refuse_nan(samples: Tensor, remedy: str) -> None:
+    """Raises MrgenError for samples (n, y, x) that are not finite."""
+    if not torch.isfinite(torch.view_as_real(samples)).all():
+        raise MrgenError(f"sampling diverged (NaN): {remedy}")
 
 
 def posterior_samples(
@@ -82,7 +88,7 @@ def posterior_samples(
     are. Raises MrgenError on NaN, for a sigma_max beyond the noise that the prior was trained on, and as
     `training_sampling` and `Batch` do.
     """
-    _refuse_unfit(prior, recipe.sigma_max, "starts at sigma_max")
+    _refuse_unfit(prior, recipe, "sigma_max")
     device = slice_.kspace.device
     batch, draws = batch or Batch.on(device), DrawPerSample(generator)
     evaluations = 2 * recipe.steps - 1 if recipe.sampler == "heun" else recipe.steps
@@ -109,8 +115,7 @@ def posterior_samples(
     with torch.inference_mode(), draws:
         x = start + recipe.sigma_max * complex_noise(start, draws.generator)
         samples = SAMPLERS[recipe.sampler](denoise, x, sigmas, draws.generator)
-    if not torch.isfinite(torch.view_as_real(samples)).all():
-        raise MrgenError(f"sampling diverged (NaN) with sampler {recipe.sampler!r}: use more steps or CG iterations")
+    refuse_nan(samples, "use more steps or CG iterations")
     return samples
 
 
@@ -130,8 +135,7 @@ def conditional_samples(
     with torch.inference_mode(), DrawPerSample(generator) as draws:
         x = start + recipe.sigma_max * complex_noise(start, draws.generator)
         samples = SAMPLERS["heun"](denoise, x, sigmas, draws.generator)
-    if not torch.isfinite(torch.view_as_real(samples)).all():
-        raise MrgenError("sampling diverged (NaN): use more steps")
+    refuse_nan(samples, "use more steps")
     return samples
 
 
@@ -156,10 +160,8 @@ def reconstruct(
     if recipe.method == "posterior":
         assert prior is not None
         magnitudes = posterior_samples(slice_, prior, recipe, generator, progress, batch).abs()
-        wavelet = load(Recipe, "l1-wavelet")
-        fixed = wavelet.model_copy(update={"regularisation": WAVELET_LAMBDA})
-        baselines = {"l1-wavelet": regularised(slice_, None, fixed)[0].abs()}
-        return Reconstruction(magnitudes.mean(0), magnitudes.std(0), magnitudes, zero, baselines)
+        wavelet = l1_wavelet(slice_, START["l1-wavelet"], load(Recipe, "l1-wavelet").iterations)
+        return Reconstruction(magnitudes.mean(0), magnitudes.std(0), magnitudes, zero, {"l1-wavelet": wavelet.abs()})
     if recipe.method == "gaussian":
         with DrawPerSample(generator) as draws:
             magnitudes = gaussian_posterior(slice_, recipe.samples, recipe.cg_iterations, draws.generator).abs()
@@ -195,11 +197,11 @@ def _solver(
         return lambda slice_, lam: Iterated(CLASSICAL[recipe.method](slice_, lam, recipe.iterations))
     assert prior is not None
     if recipe.method == "pnp":
-        _refuse_unfit(prior, recipe.sigma_max, "starts at sigma_max")
+        _refuse_unfit(prior, recipe, "sigma_max")
         ratio = recipe.sigma_min / recipe.sigma_max
         sigmas = recipe.sigma_max * ratio ** torch.linspace(0, 1, recipe.steps)
     else:
-        _refuse_unfit(prior, recipe.sigma_min, "stays at sigma_min")
+        _refuse_unfit(prior, recipe, "sigma_min")
         sigmas = torch.tensor([recipe.sigma_min])
     return lambda slice_, lam: split(
         slice_,

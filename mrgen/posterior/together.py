@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrgen.errors import MrgenError
 from mrgen.physics.cg import conjugate_gradient
 from mrgen.physics.operators import line_normal
 from mrgen.posterior.precondition import fourier_diagonal
 from mrgen.posterior.proximal import Proximal
-from mrgen.posterior.reconstruct import START_ITERATIONS
+from mrgen.posterior.reconstruct import START_ITERATIONS, refuse_nan
 from mrgen.posterior.samplers import SAMPLERS, noise_levels
 from mrgen.prior.denoiser import Denoise
 from mrgen.prior.draws import DrawPerItem
@@ -94,8 +93,7 @@ def sample_together(
 
     Slices are as for `stack`; each has a generator of its own. Raises MrgenError on NaN.
     """
-    draws = DrawPerItem(0, 0, (), str(slices[0].kspace.device))
-    draws.items = list(generators)
+    draws = DrawPerItem(torch.Generator(slices[0].kspace.device), generators)
     lowest = max(prior.sigma_min, min(s.sigma0 for s in slices) / 4)
     sigmas = noise_levels(recipe.sigma_max, lowest, recipe.steps, recipe.grid)
     draw = draws.generator if recipe.sampler == "decoupled" else None
@@ -106,6 +104,5 @@ def sample_together(
         )
         x = start + recipe.sigma_max * complex_noise(start, draws.generator)
         samples = SAMPLERS[recipe.sampler](denoise, x, sigmas, draws.generator)
-    if not torch.isfinite(torch.view_as_real(samples)).all():
-        raise MrgenError(f"sampling diverged (NaN) with sampler {recipe.sampler!r}: use more steps or CG iterations")
+    refuse_nan(samples, "use more steps or CG iterations")
     return samples

@@ -24,17 +24,16 @@ def stream(*key: int, device: str = "cpu") -> torch.Generator:
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8]))
 
 
-class DrawPerItem(TorchFunctionMode):
-    """Within this context, torch.rand and torch.randn with `generator` draw each item from the generator of its own.
+class Draws(TorchFunctionMode):
+    """Within this context, what torch's functions are asked for with `generator` comes from `draw`."""
 
-    Their shape must begin with the batch, or be (), for one number that the whole batch shares. An objective thereby
-    draws with one generator for the items it is given, and need not know that there are others elsewhere.
-    """
-
-    def __init__(self, seed: int, step: int, positions: Sequence[int], device: str) -> None:
+    def __init__(self, generator: torch.Generator) -> None:
         super().__init__()
-        self.generator = stream(seed, step, -1, device=device)
-        self.items = [stream(seed, step, position, device=device) for position in positions]
+        self.generator = generator
+
+    def draw(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What `func` would have drawn with these arguments."""
+        raise NotImplementedError
 
     def __torch_function__(
         self,
@@ -44,7 +43,30 @@ class DrawPerItem(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func not in (torch.rand, torch.randn) or kwargs.get("generator") is not self.generator or args == ((),):
+        if kwargs.get("generator") is not self.generator:
+            return func(*args, **kwargs)
+        return self.draw(func, *args, **kwargs)
+
+
+class DrawPerItem(Draws):
+    """Within this context, torch.rand and torch.randn with `generator` draw each item from the generator of its own.
+
+    Their shape must begin with the batch, or be (), for one number that the whole batch shares. An objective thereby
+    draws with one generator for the items it is given, and need not know that there are others elsewhere.
+    """
+
+    def __init__(self, generator: torch.Generator, items: Sequence[torch.Generator]) -> None:
+        super().__init__(generator)
+        self.items = items
+
+    @classmethod
+    def of_step(cls, seed: int, step: int, positions: Sequence[int], device: str) -> DrawPerItem:
+        """For the items at `positions` of the batch of a training step."""
+        shared, *items = (stream(seed, step, place, device=device) for place in (-1, *positions))
+        return cls(shared, items)
+
+    def draw(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if func not in (torch.rand, torch.randn) or args == ((),):
             return func(*args, **kwargs)
         (shape,) = args
         assert shape[0] == len(self.items), f"drew {tuple(shape)} for a batch of {len(self.items)}"

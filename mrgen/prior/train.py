@@ -161,7 +161,7 @@ def train(
                 common = stream(training.seed, step)
                 levels = draw_sigma(share.floors, training, common)
                 denoise = any_pose(model, common)
-                draws = DrawPerItem(training.seed, step, share.positions or range(1), device)
+                draws = DrawPerItem.of_step(training.seed, step, share.positions or range(1), device)
                 places = torch.tensor(share.positions or range(1))
                 sigma_t, counted = levels[places].to(device), len(share.positions) > 0
                 with processes.averaging(model, part == training.accumulate - 1):

@@ -14,7 +14,7 @@ import torch
 from gaussian import SHAPE, SIGMA0
 from torch import Tensor
 
-from mrgen.physics.fourier import fft2c, ifft2c
+from mrgen.physics.fourier import ifft2c
 from mrgen.physics.operators import Fourier
 from mrgen.scans.scan import Slice
 
@@ -24,73 +24,66 @@ SCALES = torch.tensor([0.05, 0.1, 0.2], dtype=torch.float64)  # p_j
 DISTANCE = 0.3  # between the means
 
 
-def powers() -> Tensor:
-    """p_j P, (j, ky, kx)."""
-    return SCALES[:, None, None] * gaussian.power()
-
-
-def case() -> Slice:
-    """The scan of an image drawn from the middle component, with coils and mask of the Gaussian case."""
-    g = torch.Generator().manual_seed(1)
-    blank = gaussian.case().slice_
-    image = ifft2c(powers()[1].sqrt() * torch.randn(SHAPE, dtype=torch.complex128, generator=g))
-    noise = SIGMA0 * blank.mask * torch.randn(blank.maps.shape, dtype=torch.complex128, generator=g)
-    return replace(blank, kspace=blank.operator().forward(image) + noise)
-
-
 class Mixture:
-    """The prior and its posteriors."""
+    """Weights (j,), means (j, N) and covariances (j, N, N)."""
 
-    def __init__(self) -> None:
-        self.slice, self.powers = case(), powers()
-        sampled = self.slice.mask.expand(self.slice.kspace.shape) > 0
-        self.a, self.y = self.slice.operator().dense()[sampled.flatten()], self.slice.kspace[sampled]
-        unseen = torch.linalg.eigh(self.a.mH @ self.a)[1][:, 0].reshape(SHAPE)
-        self.means = DISTANCE * torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)[:, None, None] * unseen
-        f = Fourier(SHAPE).dense()
-        self.covariances = torch.stack([f.mH @ torch.diag(p.flatten() + 0j) @ f for p in self.powers])
+    def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
+        self.weights, self.means, self.covariances = weights, means, covariances
+        self.variances, self.axes = torch.linalg.eigh(covariances)
+
+    def _along_axes(self, x_t: Tensor) -> Tensor:
+        return torch.einsum("jab,nja->njb", self.axes.conj(), x_t.flatten(1)[:, None] - self.means)
+
+    def _responsibilities(self, along: Tensor, sigma: float) -> Tensor:
+        variances = self.variances + sigma**2
+        evidence = -(along.abs().square() / variances + variances.log()).sum(-1)
+        return torch.softmax(evidence + self.weights.log(), dim=1)
 
     def responsibilities(self, x_t: Tensor, sigma: float) -> Tensor:
         """Pr(j | x_t), (n, j)."""
-        k = fft2c(x_t[:, None] - self.means)
-        variance = self.powers + sigma**2
-        evidence = -(k.abs().square() / variance + variance.log()).sum((-2, -1))
-        return torch.softmax(evidence + WEIGHTS.log(), dim=1)
+        return self._responsibilities(self._along_axes(x_t), sigma)
 
     def denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         """E[x | x_t] (n, y, x), the mixture's own, which no linear denoiser is."""
-        s = float(sigma[0])
-        gain = self.powers / (self.powers + s**2)
-        each = self.means + ifft2c(gain * fft2c(x_t[:, None] - self.means))
-        return (self.responsibilities(x_t, s)[:, :, None, None] * each).sum(1)
+        along, s = self._along_axes(x_t), float(sigma[0])
+        shrunk = self.variances / (self.variances + s**2) * along
+        each = self.means + torch.einsum("jab,njb->nja", self.axes, shrunk)
+        return (self._responsibilities(along, s)[:, :, None] * each).sum(1).reshape(x_t.shape)
 
-    def posterior(self, x_t: Tensor | None = None, sigma: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-        """Given y, and each x_t (n, y, x) if any: weights (n, j), means (n, j, N) and covariances (j, N, N)."""
-        eye = torch.eye(N, dtype=torch.complex128)
-        h, noise = self.a / SIGMA0, self.y[None] / SIGMA0
-        if x_t is not None:
-            h = torch.cat([h, eye / sigma])
-            noise = torch.cat([noise.expand(len(x_t), -1), x_t.flatten(1) / sigma], dim=1)
-        weights, means_, covariances = [], [], []
-        for m, c, w in zip(self.means.reshape(-1, N), self.covariances, WEIGHTS, strict=True):
-            marginal = h @ c @ h.mH + torch.eye(len(h))
-            residual = noise - h @ m
-            solved = torch.linalg.solve(marginal, residual.T).T
-            means_.append(m + solved @ (c @ h.mH).T)
-            covariances.append(c - c @ h.mH @ torch.linalg.solve(marginal, h @ c))
-            weights.append(w.log() - torch.linalg.slogdet(marginal)[1] - (residual.conj() * solved).real.sum(1))
-        return torch.softmax(torch.stack(weights, 1), 1), torch.stack(means_, 1), torch.stack(covariances)
-
-    def guided(self, x_t: Tensor, sigma: Tensor) -> Tensor:
-        """E[x | x_t, y], exact."""
-        weights, means_, _ = self.posterior(x_t, float(sigma[0]))
-        return (weights[:, :, None] * means_).sum(1).reshape(x_t.shape)
+    def given(self, a: Tensor, y: Tensor, sigma: float) -> Mixture:
+        """Of x given y = A x + sigma n, (m,)."""
+        weights, means, covariances = [], [], []
+        for w, m, c in zip(self.weights, self.means, self.covariances, strict=True):
+            marginal, residual = a @ c @ a.mH + sigma**2 * torch.eye(len(a)), y - a @ m
+            gain = torch.linalg.solve(marginal, a @ c).mH
+            means.append(m + gain @ residual)
+            covariances.append(c - gain @ a @ c)
+            misfit = (residual.conj() @ torch.linalg.solve(marginal, residual)).real
+            weights.append(w.log() - torch.linalg.slogdet(marginal)[1] - misfit)
+        return Mixture(torch.softmax(torch.stack(weights), 0), torch.stack(means), torch.stack(covariances))
 
     def moments(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights (j,), mean (N,) and covariance (N, N) of x given y."""
-        weights, means_, covariances = self.posterior()
-        w, m = weights[0], means_[0]
-        mean = (w[:, None] * m).sum(0)
-        d = m - mean
-        within = (w[:, None, None] * covariances).sum(0)
-        return w, mean, within + torch.einsum("j,ja,jb->ab", w + 0j, d, d.conj())
+        """Mean (N,), covariance and pseudo-covariance (N, N)."""
+        w, mean = self.weights + 0j, self.weights.to(self.means) @ self.means
+        d = self.means - mean
+        within = torch.einsum("j,jab->ab", w, self.covariances)
+        return mean, within + torch.einsum("j,ja,jb->ab", w, d, d.conj()), torch.einsum("j,ja,jb->ab", w, d, d)
+
+
+def case() -> tuple[Slice, Tensor, Tensor, Mixture]:
+    """The scan of an image drawn from the middle component, with coils and mask of the Gaussian case.
+
+    With it A and y of its samples alone, and the prior.
+    """
+    g = torch.Generator().manual_seed(1)
+    blank = gaussian.case().slice_
+    powers = SCALES[:, None, None] * gaussian.power()
+    image = ifft2c(powers[1].sqrt() * torch.randn(SHAPE, dtype=torch.complex128, generator=g))
+    noise = SIGMA0 * blank.mask * torch.randn(blank.maps.shape, dtype=torch.complex128, generator=g)
+    slice_ = replace(blank, kspace=blank.operator().forward(image) + noise)
+    sampled = slice_.mask.expand(slice_.kspace.shape) > 0
+    a, f = slice_.operator().dense()[sampled.flatten()], Fourier(SHAPE).dense()
+    unseen = torch.linalg.eigh(a.mH @ a)[1][:, 0]
+    means = DISTANCE * torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)[:, None] * unseen
+    covariances = torch.stack([f.mH @ torch.diag(p.flatten() + 0j) @ f for p in powers])
+    return slice_, a, slice_.kspace[sampled], Mixture(WEIGHTS, means, covariances)

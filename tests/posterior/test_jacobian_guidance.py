@@ -31,20 +31,14 @@ def real_matrix(a: Tensor, b: Tensor) -> Tensor:
 @pytest.mark.parametrize("sigma", [0.05, 0.2, 1.0])
 def test_mmps_is_the_gaussian_of_the_exact_covariance(sigma: float) -> None:
     """Of a mixture, whose x given x_t is not circular: its covariance is real-linear, with a part on conj(x)."""
-    m = mixture.Mixture()
+    slice_, matrix, data, prior = mixture.case()
     x_t = sigma * torch.randn(1, *mixture.SHAPE, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
-    blind = mixture.Mixture()
-    blind.a, blind.y = m.a[:0], m.y[:0]
-    weights, means, covariances = blind.posterior(x_t, sigma)
-    w, mean = weights[0], (weights[0][:, None] * means[0]).sum(0)
-    d = means[0] - mean
-    cov = (w[:, None, None] * covariances).sum(0) + torch.einsum("j,ja,jb->ab", w + 0j, d, d.conj())
-    pseudo = torch.einsum("j,ja,jb->ab", w + 0j, d, d)
+    mean, cov, pseudo = prior.given(torch.eye(N, dtype=torch.complex128), x_t.flatten(), sigma).moments()
     v = real_matrix(cov, pseudo)  # twice the covariance of (Re x, Im x)
-    a, y = real_matrix(m.a, torch.zeros_like(m.a)), real(m.y)
+    a, y = real_matrix(matrix, torch.zeros_like(matrix)), real(data)
     gain = v @ a.T @ torch.linalg.inv(a @ v @ a.T + mixture.SIGMA0**2 * torch.eye(len(a)))
     expected = real(mean) + gain @ (y - a @ real(mean))
-    found = Mmps(m.denoise, m.slice, iterations=150)(x_t, torch.tensor([sigma], dtype=torch.float64))
+    found = Mmps(prior.denoise, slice_, iterations=60)(x_t, torch.tensor([sigma], dtype=torch.float64))
     torch.testing.assert_close(real(found[0].flatten()), expected, rtol=1e-6, atol=1e-8)
 
 
@@ -90,9 +84,9 @@ def test_mmps_of_a_gaussian_is_the_proximal_solve(sigma: float) -> None:
     c = gaussian.case()
     x_t = sigma * torch.randn(2, *gaussian.SHAPE, dtype=torch.complex128, generator=torch.Generator().manual_seed(3))
     level = torch.full((2,), sigma, dtype=torch.float64)
-    proximal = Proximal(gaussian.denoise, c.slice_, gaussian.power(), iterations=100)(x_t, level)
+    proximal = Proximal(gaussian.denoise, c.slice_, gaussian.power(), iterations=40)(x_t, level)
     torch.testing.assert_close(
-        Mmps(gaussian.denoise, c.slice_, iterations=100)(x_t, level), proximal, rtol=1e-6, atol=1e-7
+        Mmps(gaussian.denoise, c.slice_, iterations=40)(x_t, level), proximal, rtol=1e-6, atol=1e-7
     )
 
 

@@ -48,7 +48,8 @@ def say(text: str) -> None:
 
 def main() -> None:
     what, folder = sys.argv[1], Path(sys.argv[2])
-    if what == "kinds":
+    progress._plot = lambda *_: None  # which takes longer than all else
+    if what == "all":
         for kind in KINDS:
             loop.train(*case(kind), folder / f"{kind}.safetensors", report=say)
         loop.train(*case("gsure-fourier", accumulate=2), folder / "accumulate.safetensors", report=say)
@@ -60,13 +61,13 @@ def main() -> None:
             loop.train(data, settings, folder / "nan.safetensors", report=say)
         except MrgenError as error:
             print(f"process {os.environ['RANK']} stopped: {error}", flush=True)
-        return
     loop.REPORT_SECONDS = loop.CHECKPOINT_SECONDS = 0.0
-    progress._plot = lambda *_: None  # which takes longer than all else
     data, settings = case("gsure-fourier")
-    if what == "damaged" and os.environ["RANK"] == "1":
-        data.items[3] = Damaged()  # type: ignore[index]
     loop.train(data, settings, folder / "prior.safetensors", steps=15, report=say)
+    if what == "all":
+        if os.environ["RANK"] == "1":
+            data.items[3] = Damaged()  # type: ignore[index]
+        loop.train(data, settings, folder / "damaged.safetensors", report=say)
 
 
 if __name__ == "__main__":

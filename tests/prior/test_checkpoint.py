@@ -7,10 +7,9 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,26 +17,24 @@ import torch
 from processes import case
 
 from mrgen.errors import MrgenError
-from mrgen.prior import progress
 from mrgen.prior import train as loop
 from mrgen.prior.checkpoint import stop_signals
 from mrgen.prior.files import read_safetensors, write_safetensors
 from mrgen.prior.train import train
 
 HERE = Path(__file__).parent
-Start = Callable[[Path], subprocess.Popen[str]]
+Start = Callable[..., subprocess.Popen[str]]
 
 
 def quiet(text: str) -> None:
     del text
 
 
-@pytest.fixture
-def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same training without interruption; the plots, which take longer than all else, are left out."""
-    monkeypatch.setattr(progress, "_plot", lambda *_: None)
-    data, settings = case("gsure-fourier")
-    return train(data, settings, tmp_path / "whole" / "prior.safetensors", steps=15, report=quiet)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, no_plots: None) -> Path:
+    """The same training without interruption."""
+    out = tmp_path_factory.mktemp("whole") / "prior.safetensors"
+    return train(*case("gsure-fourier"), out, steps=15, report=quiet)
 
 
 def assert_same(one: Path, two: Path) -> None:
@@ -50,29 +47,6 @@ def assert_same(one: Path, two: Path) -> None:
     assert one.with_suffix(".csv").read_bytes() == two.with_suffix(".csv").read_bytes()
 
 
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """start(folder) trains in another Python."""
-    started = []
-
-    def call(folder: Path) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, str(HERE / "processes.py"), "long", str(folder)],
-            env=os.environ
-            | {"PYTHONPATH": f"{HERE.parents[1]}:{HERE}", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        started.append(process)
-        return process
-
-    yield call
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
 def after_a_step(process: subprocess.Popen[str]) -> None:
     assert process.stdout is not None
     assert any("step" in line and "risk" in line for line in process.stdout)
@@ -81,14 +55,14 @@ def after_a_step(process: subprocess.Popen[str]) -> None:
 def test_sigkill_at_random_moments(start: Start, whole: Path, tmp_path: Path) -> None:
     parts, seed = tmp_path / "parts", random.Random()
     for _ in range(2):
-        process = start(parts)
+        process = start(HERE / "processes.py", "long", parts)
         after_a_step(process)
         time.sleep(seed.uniform(0, 0.1))
         process.kill()
         assert process.wait(60) == -signal.SIGKILL
-    process = start(parts)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
+    process = start(HERE / "processes.py", "long", parts)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, text
     assert_same(whole, parts / "prior.safetensors")
 
 
@@ -97,14 +71,14 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(
     start: Start, whole: Path, tmp_path: Path, number: int
 ) -> None:
     parts = tmp_path / "parts"
-    process = start(parts)
+    process = start(HERE / "processes.py", "long", parts)
     after_a_step(process)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    text, _ = process.communicate(timeout=60)
     message = rf"{signal.Signals(number).name} stopped the training at step \d+ of 15; prior.checkpoint.safetensors is"
     assert process.returncode != 0
-    assert "the same command goes on from there" in errors
-    assert re.search(message, errors)
+    assert "the same command goes on from there" in text
+    assert re.search(message, text)
     assert not (parts / "prior.safetensors").exists()
     data, settings = case("gsure-fourier")
     train(data, settings, parts / "prior.safetensors", steps=15, report=quiet)
@@ -137,13 +111,12 @@ def test_an_end_just_before_a_file_is_replaced(
     assert_same(whole, parts)
 
 
-def test_a_checkpoint_without_its_log_is_refused(whole: Path) -> None:
-    path = whole.with_suffix(".checkpoint.safetensors")
-    tensors, metadata = read_safetensors(path)
+def test_a_checkpoint_without_its_log_is_refused(whole: Path, tmp_path: Path) -> None:
+    tensors, metadata = read_safetensors(whole.with_suffix(".checkpoint.safetensors"))
     del tensors["log"]
-    write_safetensors(path, tensors, metadata)
+    write_safetensors(tmp_path / "prior.checkpoint.safetensors", tensors, metadata)
     with pytest.raises(MrgenError, match=r"earlier mrgen.*--no-resume"):
-        train(*case("gsure-fourier"), whole, steps=15, report=quiet)
+        train(*case("gsure-fourier"), tmp_path / "prior.safetensors", steps=15, report=quiet)
 
 
 def test_signals_are_heard_only_within() -> None:

@@ -26,7 +26,7 @@ def batch_for(name: str) -> MeasuredBatch | CleanBatch:
 @pytest.mark.parametrize("places", [[2], [1, 3]])
 def test_every_objective_gives_an_item_the_same_risk_in_any_company(name: str, places: list[int]) -> None:
     def risk(batch: MeasuredBatch | CleanBatch, positions: list[int], step: int) -> Tensor:
-        with DrawPerItem(7, step, positions, "cpu") as draws:
+        with DrawPerItem.of_step(7, step, positions, "cpu") as draws:
             denoise = draws.outside(lambda u, sigma: 0.3 * u)
             return OBJECTIVES[name](denoise, batch, SIGMA[positions], draws.generator, Training(cg_iterations=8))
 
@@ -38,7 +38,7 @@ def test_every_objective_gives_an_item_the_same_risk_in_any_company(name: str, p
 
 
 def test_items_draw_numbers_of_their_own() -> None:
-    with DrawPerItem(0, 0, range(3), "cpu") as draws:
+    with DrawPerItem.of_step(0, 0, range(3), "cpu") as draws:
         normal = torch.randn((3, 50_000), generator=draws.generator, dtype=torch.complex64)
         phase = torch.rand((3, 50_000), generator=draws.generator)
         shared = torch.rand((), generator=draws.generator)
@@ -52,7 +52,7 @@ def test_items_draw_numbers_of_their_own() -> None:
 
 
 def test_a_draw_that_does_not_begin_with_the_batch_is_a_mistake() -> None:
-    with DrawPerItem(0, 0, range(3), "cpu") as draws, pytest.raises(AssertionError, match="batch of 3"):
+    with DrawPerItem.of_step(0, 0, range(3), "cpu") as draws, pytest.raises(AssertionError, match="batch of 3"):
         torch.rand((2, 3), generator=draws.generator)
 
 

@@ -255,8 +255,8 @@ print(data.fingerprint, flush=True)
 """
 
 
-def test_a_killed_preparation_goes_on(into, run: Callable[..., subprocess.Popen[str]], folder: Path) -> None:
-    other = run(SLOW, folder, folder / "cache", PROTOCOL.model_dump_json(), 3)
+def test_a_killed_preparation_goes_on(into, start: Callable[..., subprocess.Popen[str]], folder: Path) -> None:
+    other = start("-c", SLOW, folder, folder / "cache", PROTOCOL.model_dump_json(), 3)
     assert [other.stdout.readline() for _ in range(2)] == ["ready\n", "hanging\n"]  # type: ignore[union-attr]
     left = {f.suffix for f in (folder / "cache").iterdir()}
     assert left == {".h5", ".partial", ".lock"}
@@ -269,7 +269,7 @@ def test_a_killed_preparation_goes_on(into, run: Callable[..., subprocess.Popen[
 
 
 def test_processes_share_the_work_and_see_the_same_set(
-    into, run: Callable[..., subprocess.Popen[str]], folder: Path, monkeypatch: pytest.MonkeyPatch
+    into, start: Callable[..., subprocess.Popen[str]], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(3):
         os.link(folder / "scan1.h5", folder / f"scan{number + 2}.h5")
@@ -280,7 +280,7 @@ def test_processes_share_the_work_and_see_the_same_set(
         return prepare(*arguments, **options)
 
     monkeypatch.setattr(preparation, "prepare", slow)
-    other = run(SLOW, folder, folder / "cache", PROTOCOL.model_dump_json(), -1)
+    other = start("-c", SLOW, folder, folder / "cache", PROTOCOL.model_dump_json(), -1)
     assert other.stdout.readline() == "ready\n"  # type: ignore[union-attr]
     data, here = into()
     said = other.communicate(timeout=60)[0].splitlines()

@@ -19,11 +19,12 @@ from torch import Tensor
 
 import mrgen.prior.train as loop
 from mrgen.errors import MrgenError
-from mrgen.prior import progress
 from mrgen.prior.data import TrainingSet
 from mrgen.prior.files import load_prior, read_safetensors, save_prior, write_safetensors
 from mrgen.prior.train import any_pose, average_exponent, draw_sigma, learning_rate, train
 from mrgen.settings import Protocol, Training
+
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 def silent(text: str) -> None:
@@ -76,8 +77,10 @@ class Stop(Exception):
     pass
 
 
-def broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """A whole run, and one that was killed between two checkpoints and then resumed."""
+def test_a_killed_run_goes_on_from_its_last_checkpoint(
+    tmp_path: Path, clock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was killed between two checkpoints."""
     monkeypatch.setattr(loop, "REPORT_SECONDS", 2.0)
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 4.0)
     data, settings = slices(), protocol(steps=20)
@@ -94,18 +97,8 @@ def broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, P
     said: list[str] = []
     train(data, settings, parts, report=said.append)
     assert said[0].startswith("resuming")
-    return whole, parts
-
-
-def test_a_killed_run_goes_on_from_its_last_checkpoint(
-    tmp_path: Path, clock: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert_same(*broken_off(tmp_path, monkeypatch))
-
-
-def test_the_log_of_a_killed_run_has_no_gap(tmp_path: Path, clock: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, parts = broken_off(tmp_path, monkeypatch)
-    assert rows(whole) == rows(parts)
+    assert_same(whole, parts)
+    assert rows(whole) == rows(parts), "the log has a gap"
 
 
 def test_out_of_time_before_the_first_update_leaves_a_run_to_resume(tmp_path: Path) -> None:
@@ -121,7 +114,6 @@ def test_the_loss_falls_and_its_curve_is_kept(tmp_path: Path) -> None:
     out = train(slices(8), settings, tmp_path / "prior.safetensors", report=silent)
     risk = [float(r[2]) for r in rows(out)]
     assert sum(risk[-20:]) < 0.7 * sum(risk[:20])  # 0.48 to 0.62 for seeds 0 to 2
-    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     before = rows(out)
     said: list[str] = []
     train(slices(8), settings, out, report=said.append)  # nothing left to do
@@ -256,8 +248,8 @@ def test_noise_levels_are_stratified_in_range_and_have_their_median() -> None:
     assert ((quantile > stratum / 16 - 1e-4) & (quantile < (stratum + 1) / 16 + 1e-4)).all()
     within = (quantile * 16 - stratum).clamp(0, 1)
     torch.testing.assert_close(within.mean(0), torch.full((16,), 0.5), rtol=0, atol=0.04)  # 4 standard errors
-    single = torch.cat([draw_sigma(torch.zeros(1), wide, g) for _ in range(20_000)]).log()
-    # standard errors: 1.25 * 1.5 / sqrt(20000) = 0.013 of the median, 0.0075 of the spread
+    single = torch.cat([draw_sigma(torch.zeros(1), wide, g) for _ in range(6_000)]).log()
+    # standard errors: 1.25 * 1.5 / sqrt(6000) = 0.024 of the median, 0.9 % of the spread
     assert float(single.median()) == pytest.approx(math.log(wide.sigma_median), abs=0.05)
     assert float(single.std()) == pytest.approx(wide.sigma_spread, rel=0.02)
     narrow = Training(sigma_min=0.1, sigma_max=0.5)
@@ -321,7 +313,6 @@ def test_the_average_has_its_width_and_the_weights_of_its_formula(width: float) 
 def test_the_saved_average_is_that_of_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "REPORT_SECONDS", -1.0)
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(progress, "_plot", lambda *_: None)
     seen: list[dict[str, Tensor]] = []
 
     def keep(path: Path, identity: object, step: int, parameters: dict[str, Tensor], *_: object) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,66 +19,56 @@ from mrgen.prior.train import train
 
 HERE = Path(__file__).parent
 ROUNDING = {"weight": 2e-6, "average": 2e-6, "mean": 1e-7, "square": 1e-9, "log": 1e-7}
-Torchrun = Callable[..., subprocess.Popen[str]]
+Start = Callable[..., subprocess.Popen[str]]
 
 
-@pytest.fixture
-def torchrun() -> Iterator[Torchrun]:
-    """torchrun(arguments) starts two processes; what still runs after the test is killed, workers and all."""
-    started = []
-
-    def call(*arguments: object) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-             *map(str, arguments)],
-            env=os.environ | {"PYTHONPATH": f"{HERE.parents[1]}:{HERE}", "OMP_NUM_THREADS": "1",
-                              "CUDA_VISIBLE_DEVICES": ""},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,  # so that a kill reaches the workers too
-        )  # fmt: skip
-        started.append(process)
-        return process
-
-    yield call
-    for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+@pytest.fixture(scope="module")
+def shared(start: Start, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, int]:
+    """Folder, output and exit code of two processes that train one after another all that `processes.py` has."""
+    folder = tmp_path_factory.mktemp("shared")
+    process = start(HERE / "processes.py", "all", folder, processes=2)
+    text, _ = process.communicate(timeout=240)
+    return folder, text, process.returncode
 
 
 def quiet(text: str) -> None:
     del text
 
 
-def test_two_processes_make_the_updates_of_one(torchrun: Torchrun, tmp_path: Path) -> None:
-    process = torchrun(HERE / "processes.py", "kinds", tmp_path)
-    text, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, text
+def test_two_processes_make_the_updates_of_one(shared: tuple[Path, str, int], tmp_path: Path) -> None:
+    folder, text, _ = shared
     assert "rank 0: training gsure-sense: 4 slices" in text
     assert "rank 1:" not in text
     for name in (*KINDS, "accumulate"):
         kind = "gsure-fourier" if name == "accumulate" else name
         one = train(*case(kind), tmp_path / "one" / f"{kind}.safetensors", report=quiet)
         (alone, _), (shared, _) = (
-            read_safetensors(folder / f"{stem}.checkpoint.safetensors")
-            for folder, stem in ((one.parent, kind), (tmp_path, name))
+            read_safetensors(where / f"{stem}.checkpoint.safetensors")
+            for where, stem in ((one.parent, kind), (folder, name))
         )
         for key, value in alone.items():  # mean/ are gradients, of up to 1e-2; weights have moved by up to 1e-3
             atol = ROUNDING[key.partition("/")[0]]
             torch.testing.assert_close(shared[key], value, rtol=1e-5, atol=atol, msg=f"{name}: {key}")
-        assert load_prior(tmp_path / f"{name}.safetensors").metadata["steps_done"] == 5
+        assert load_prior(folder / f"{name}.safetensors").metadata["steps_done"] == 5
+
+
+def test_what_ends_a_process_ends_all_with_its_message(shared: tuple[Path, str, int]) -> None:
+    folder, text, code = shared
     for rank in range(2):
         assert f"process {rank} stopped: the loss of nan.safetensors is not finite at step 1;" in text
-    assert not (tmp_path / "nan.safetensors").exists()
+    assert code != 0
+    assert "this file is damaged" in text
+    assert not (folder / "nan.safetensors").exists()
+    assert not (folder / "damaged.safetensors").exists()
 
 
 @pytest.mark.slow
-def test_killed_processes_go_on_from_their_checkpoint(torchrun: Torchrun, tmp_path: Path) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert torchrun(HERE / "processes.py", "long", whole).wait(120) == 0
-    killed, checkpoint = torchrun(HERE / "processes.py", "long", parts), parts / "prior.checkpoint.safetensors"
+def test_killed_processes_go_on_from_their_checkpoint(
+    start: Start, shared: tuple[Path, str, int], tmp_path: Path
+) -> None:
+    whole, parts = shared[0], tmp_path / "parts"
+    killed = start(HERE / "processes.py", "long", parts, processes=2)
+    checkpoint = parts / "prior.checkpoint.safetensors"
     deadline = time.monotonic() + 60
     while not checkpoint.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -87,7 +76,7 @@ def test_killed_processes_go_on_from_their_checkpoint(torchrun: Torchrun, tmp_pa
     killed.wait(60)
     assert 0 < read_safetensors(checkpoint)[1]["step"] < 15
     assert not (parts / "prior.safetensors").exists()
-    resumed = torchrun(HERE / "processes.py", "long", parts)
+    resumed = start(HERE / "processes.py", "long", parts, processes=2)
     text, _ = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, text
     assert "rank 0: resuming prior.safetensors at step" in text
@@ -96,16 +85,8 @@ def test_killed_processes_go_on_from_their_checkpoint(torchrun: Torchrun, tmp_pa
     assert (whole / "prior.csv").read_bytes() == (parts / "prior.csv").read_bytes()
 
 
-def test_what_ends_one_process_ends_all_with_its_message(torchrun: Torchrun, tmp_path: Path) -> None:
-    process = torchrun(HERE / "processes.py", "damaged", tmp_path)
-    text, _ = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert "this file is damaged" in text
-    assert not (tmp_path / "prior.safetensors").exists()
-
-
 @pytest.mark.slow
-def test_the_command_prepares_and_trains_with_two_processes(torchrun: Torchrun, tmp_path: Path) -> None:
+def test_the_command_prepares_and_trains_with_two_processes(start: Start, tmp_path: Path) -> None:
     (tmp_path / "scans").mkdir()
     for seed in range(3):
         scan_file(tmp_path / "scans" / f"{seed}.h5", seed)
@@ -113,8 +94,8 @@ def test_the_command_prepares_and_trains_with_two_processes(torchrun: Torchrun, 
         'description = "own"\nanatomy = "any"\n[sampling]\nacceleration = [2.0]\ncenter_fraction = 0.3\n'
         '[network]\nwidths = [16, 16]\nblocks = 1\n[training]\nbasis = "fourier"\nsteps = 3\nbatch = 2\n'
     )
-    process = torchrun("-m", "mrgen.cli", "train-prior", tmp_path / "scans", "--protocol", tmp_path / "own.toml",
-                       "-o", tmp_path / "prior.safetensors", "--device", "cpu")  # fmt: skip
+    process = start("-m", "mrgen.cli", "train-prior", tmp_path / "scans", "--protocol", tmp_path / "own.toml",
+                    "-o", tmp_path / "prior.safetensors", "--device", "cpu", processes=2)  # fmt: skip
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 0, text
     assert text.count("prepared 3 scans: 6 slices") == 1
