@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mrgen.errors import MrgenError
 from mrgen.posterior.dps import Dps
 from mrgen.posterior.fourier import ClosedForm, diagonal_in_fourier
 from mrgen.posterior.mmps import Mmps
@@ -32,13 +33,20 @@ class Terms:
 
     recipe: Recipe
     power: Tensor | None  # P of V_t, None: from the residual
+    local: bool = False  # with E of V_t
     draw: torch.Generator | None = None  # draws instead of means, for the sampler `decoupled`
     draw_above: float = 0.0  # at noise levels above this one
 
 
 GUIDANCE: dict[str, Callable[[Denoise, Slice, Terms], Denoise]] = {
     "proximal": lambda prior, slice_, t: Proximal(
-        prior, slice_, t.power, iterations=t.recipe.cg_iterations, draw=t.draw, draw_above=t.draw_above
+        prior,
+        slice_,
+        t.power,
+        iterations=t.recipe.cg_iterations,
+        local=t.local,
+        draw=t.draw,
+        draw_above=t.draw_above,
     ),
     "fourier": lambda prior, slice_, t: ClosedForm(prior, slice_, t.power, draw=t.draw, draw_above=t.draw_above),
     "mmps": lambda prior, slice_, t: Mmps(prior, slice_, iterations=t.recipe.cg_iterations),
@@ -65,6 +73,9 @@ def guide(
         power = power_spectrum(slice_)
     elif recipe.covariance == "isotropic":
         power = torch.tensor(sigma_data**2, device=slice_.kspace.device)
-    closed = recipe.guidance == "proximal" and diagonal_in_fourier(slice_)
+    local = recipe.covariance == "local"
+    if local and recipe.ensemble:
+        raise MrgenError('a mask ensemble has no Jacobian to probe: add covariance = "residual" to the recipe')
+    closed = recipe.guidance == "proximal" and not local and diagonal_in_fourier(slice_)
     name = "fourier" if closed else recipe.guidance
-    return GUIDANCE[name](prior, slice_, Terms(recipe, power, draw, draw_above))
+    return GUIDANCE[name](prior, slice_, Terms(recipe, power, local, draw, draw_above))

@@ -1,4 +1,6 @@
-"""A preconditioner for H = I + Q^(1/2) F A^H A F^H Q^(1/2), Q = V_t / sigma0^2 diagonal in Fourier space.
+"""A preconditioner for H = I + Q^(1/2) F E^(1/2) A^H A E^(1/2) F^H Q^(1/2), Q = Lambda / sigma0^2 and E those of V_t.
+
+Read A for A E^(1/2): where E is 1 nothing of what follows changes from level to level but Q.
 
 Two matrices near H are easy. One is its diagonal, 1 + q m with m that of F A^H A F^H; it misses that undersampling
 couples the frequencies that fold onto each other. The other is H for one r in place of all q, I + r F A^H A F^H: where
@@ -39,27 +41,34 @@ def fourier_diagonal(maps: Tensor, mask: Tensor) -> Tensor:
 class Preconditioner:
     """P^-1 for one slice and any q; call it as q (n, ky, kx), (ky, kx) or () -> (r (n, ky, kx) -> P^-1 r).
 
+    `spread` is E^(1/2), (y, x), or None where it is 1.
+
     Of several q the first decides on r, so that the others hold no sway over an image's rounding.
     """
 
     def __init__(self, slice_: Slice) -> None:
+        self.slice = slice_
         self.measured = fourier_diagonal(slice_.maps, slice_.mask)
         self.gram = line_gram(slice_.maps, slice_.mask)
         self.kept: tuple[int, Tensor] | None = None  # exponent of r and (I + r A^H A)^-1, (y, x, x)
 
-    def _inverse(self, gram: Tensor, exponent: int) -> Tensor:
+    def _inverse(self, gram: Tensor, exponent: int, spread: Tensor | None) -> Tensor:
+        eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        if spread is not None:
+            local = spread[:, :, None] * gram * spread[:, None, :]
+            return torch.cholesky_inverse(torch.linalg.cholesky(eye + 4.0**exponent * local))
         if self.kept is None or self.kept[0] != exponent:
-            eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
             self.kept = exponent, torch.cholesky_inverse(torch.linalg.cholesky(eye + 4.0**exponent * gram))
         return self.kept[1]
 
-    def __call__(self, q: Tensor) -> Callable[[Tensor], Tensor]:
-        diagonal = 1 + q * self.measured
+    def __call__(self, q: Tensor, spread: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        measured = self.measured if spread is None else fourier_diagonal(self.slice.maps * spread, self.slice.mask)
+        diagonal = 1 + q * measured
         exponent = round(float((q[0] if q.ndim == 3 else q).log2().mean()) / 2)
         if self.gram is None or exponent <= 0:
             return lambda r: r / diagonal
-        inverse = self._inverse(self.gram, exponent)
-        g = (diagonal / (1 + 4.0**exponent * self.measured)).sqrt()
+        inverse = self._inverse(self.gram, exponent, spread)
+        g = (diagonal / (1 + 4.0**exponent * measured)).sqrt()
 
         def apply(r: Tensor) -> Tensor:
             rows = ifft2c(r / g).permute(1, 2, 0)  # (y, x, n)

@@ -2,19 +2,24 @@
 
 With y = A x + z, z ~ CN(0, sigma0^2 I), the posterior mean is
 
-    x = D + V^(1/2) w,     (V^(1/2) A^H A V^(1/2) / sigma0^2 + I) w = V^(1/2) A^H (y - A D) / sigma0^2
+    x = D + B w,     (B^H A^H A B / sigma0^2 + I) w = B^H A^H (y - A D) / sigma0^2,     V_t = B B^H
 
-solved by preconditioned CG, without back-propagation through the network; adding V^(1/2) A^H e / sigma0 + e' with
+solved by preconditioned CG, without back-propagation through the network; adding B^H A^H e / sigma0 + e' with
 e, e' ~ CN(0, I) to the right-hand side makes x an exact draw from that Gaussian posterior instead of its mean.
 
 Where no coil has a map, A sees nothing and x is 0 by definition: x is multiplied by the support of the maps. Otherwise
 the prior alone would decide there, and with it the noise that a prior learned from noisy data believes in.
 
-V_t is diagonal in Fourier space, and flat over rings of equal |k|. There are three choices:
+V_t = E^(1/2) F^H Lambda F E^(1/2): E is diagonal in the image, of mean 1, and Lambda in Fourier space, flat over rings
+of equal |k|. There are four choices:
 
-- `residual`: what the data say about the denoiser's error here and now. Where k-space is sampled, y - A D(x_t) holds
-  that error and the noise, so V_t(|k|) is the ring's mean of sum_c |y_c - (A D)_c|^2 - coils sigma0^2, between 0.001
-  and 1 times sigma_t^2. It costs no network call and follows the prior wherever it is better, or worse, than expected.
+- `local`: E from the diagonal of D's Jacobian (mrgen.posterior.local), and Lambda as for `residual`. An error that is
+  confined to the object is not looked for beside it, so the data's noise stays out. All samples share the E of the
+  first one, at the cost of one more image in the network.
+- `residual`: E = 1 and Lambda what the data say about the denoiser's error here and now. Where k-space is sampled,
+  y - A D(x_t) holds that error and the noise, so Lambda(|k|) is the ring's mean of sum_c |y_c - (A D)_c|^2 - coils
+  sigma0^2, between 0.001 and 1 times sigma_t^2. It costs no network call and follows the prior wherever it is better,
+  or worse, than expected.
 - `spectral`: V_t = F^H diag(sigma_t^2 P / (P + sigma_t^2)) F, exact for a stationary Gaussian of power spectrum P.
 - `isotropic`: the same with P = sigma_d^2.
 """
@@ -27,9 +32,10 @@ from torch import Tensor
 from mrgen.physics.cg import conjugate_gradient
 from mrgen.physics.fourier import fft2c, ifft2c
 from mrgen.physics.operators import sense_normal
+from mrgen.posterior.local import local_variance
 from mrgen.posterior.precondition import Preconditioner
 from mrgen.prior.denoiser import Denoise
-from mrgen.prior.objectives import complex_noise
+from mrgen.prior.objectives import complex_noise, denoise_with_slope, unit_phase
 from mrgen.prior.spectrum import Rings, excess_power
 from mrgen.scans.scan import Slice
 
@@ -44,24 +50,37 @@ class Proximal:
         power: Tensor | None,
         *,
         iterations: int,
+        local: bool = False,
         draw: torch.Generator | None = None,
         draw_above: float = 0.0,
     ) -> None:
-        """`power` is P, (ky, kx) or a scalar, or None for V_t from the residual.
+        """`power` is P, (ky, kx) or a scalar, or None for Lambda from the residual; without `local` E is 1.
 
         With `draw` a call returns a draw where sigma is above `draw_above`, and the mean elsewhere.
         """
         self.prior, self.slice, self.power, self.iterations = prior, slice_, power, iterations
         self.draw, self.draw_above = draw, draw_above
         self.support = slice_.support
+        self.probe = None
+        if local:  # random phases, the same for every sample and on every device
+            phases = unit_phase(torch.zeros(self.support.shape), torch.Generator().manual_seed(0))
+            self.probe = phases.to(self.support.device)
         self.operator = slice_.operator()
         self.adjoint_data = self.operator.adjoint(slice_.kspace)
         self.normal = sense_normal(slice_.maps, slice_.mask)
         self.preconditioner = Preconditioner(slice_)
         self.rings = Rings(slice_.mask, (slice_.kspace.shape[-2], slice_.kspace.shape[-1]))
 
+    def denoise(self, x_t: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor | None]:
+        """D(x_t) (n, y, x) within the support, and E^(1/2) (y, x), or None where it is 1."""
+        if self.probe is None:
+            return self.support * self.prior(x_t, sigma), None
+        first = torch.zeros(1, dtype=torch.long, device=x_t.device)
+        mean, slope = denoise_with_slope(self.prior, x_t, self.probe[None], sigma, first)
+        return self.support * mean, local_variance((self.probe.conj() * slope[0]).real, self.support).sqrt()
+
     def covariance(self, mean: Tensor, sigma: Tensor) -> Tensor:
-        """V_t about the denoised images `mean` (n, y, x): (n, ky, kx), each from its own residual, or one for all."""
+        """Lambda about denoised images `mean` (n, y, x): (n, ky, kx), each from its own residual, or one for all."""
         ceiling = sigma.square()
         if self.power is not None:
             return ceiling * self.power / (self.power + ceiling)
@@ -70,28 +89,25 @@ class Proximal:
         return self.rings.average(error, 1e-3 * float(ceiling)).clamp_max(float(ceiling))
 
     def __call__(self, x_t: Tensor, sigma: Tensor) -> Tensor:
-        mean, sigma0 = self.support * self.prior(x_t, sigma), self.slice.sigma0
+        (mean, spread), sigma0 = self.denoise(x_t, sigma), self.slice.sigma0
         draw = self.draw if sigma[0] > self.draw_above else None
         root = self.covariance(mean, sigma[0]).sqrt() / sigma0
-
-        def whitened(image: Tensor) -> Tensor:  # V^(1/2) / sigma0 to Fourier space
-            return root * fft2c(image)
-
         residual = self.adjoint_data - self.normal(mean)  # A^H (y - A D)
         if draw is not None:
             noise = complex_noise(self.slice.kspace.expand(len(x_t), -1, -1, -1), draw)
             residual = residual + sigma0 * self.operator.adjoint(noise)
-        rhs = whitened(residual) / sigma0
+        rhs = root * fft2c(residual if spread is None else spread * residual) / sigma0
         if draw is not None:
             rhs = rhs + complex_noise(rhs, draw)
-        return self.support * (mean + self.solve(root, rhs))
+        return self.support * (mean + self.solve(root, rhs, spread))
 
-    def solve(self, root: Tensor, rhs: Tensor) -> Tensor:
-        """V^(1/2) w in the image (n, y, x), for `root` = V^(1/2) / sigma0 and the right-hand side (n, ky, kx)."""
+    def solve(self, root: Tensor, rhs: Tensor, spread: Tensor | None = None) -> Tensor:
+        """B w (n, y, x), for `root` = Lambda^(1/2) / sigma0, `spread` = E^(1/2) and the right-hand side (n, ky, kx)."""
+        e: Tensor | float = 1.0 if spread is None else spread
         w = conjugate_gradient(
-            lambda w: root * fft2c(self.normal(ifft2c(root * w))) + w,
+            lambda w: root * fft2c(e * self.normal(e * ifft2c(root * w))) + w,
             rhs,
             iterations=self.iterations,
-            precondition=self.preconditioner(root.square()),
+            precondition=self.preconditioner(root.square(), spread),
         )
-        return self.slice.sigma0 * ifft2c(root * w)
+        return self.slice.sigma0 * e * ifft2c(root * w)

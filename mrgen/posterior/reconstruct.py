@@ -92,7 +92,8 @@ def posterior_samples(
     device = slice_.kspace.device
     batch, draws = batch or Batch.on(device), DrawPerSample(generator)
     evaluations = 2 * recipe.steps - 1 if recipe.sampler == "heun" else recipe.steps
-    total, done = evaluations * recipe.samples * max(1, recipe.ensemble), 0
+    probes = recipe.guidance == "proximal" and recipe.covariance == "local"
+    total, done = evaluations * (probes + recipe.samples * max(1, recipe.ensemble)), 0
 
     def count(images: int) -> None:
         nonlocal done

@@ -1,0 +1,42 @@
+"""Where in the image x is uncertain given x_t: the local part E of the covariance V_t = E^(1/2) F^H Lambda F E^(1/2).
+
+By Tweedie's second formula Var[x_r | x_t] = sigma_t^2 J_rr, with J the Jacobian of D at x_t. With a probe v of unit
+modulus and uniform phase, E[conj(v_r) (J v)_r] = J_rr (Hutchinson's estimate of a diagonal; Bekas et al., Appl Numer
+Math 2007), at the cost of one more image in the network's call. A single probe is noise, but J_rr changes slowly, so
+its average over a neighbourhood is taken, a Gaussian that holds FREEDOM degrees of freedom of D:
+
+    4 pi std^2 mean(J_rr) = FREEDOM
+
+wide at high noise, where an image has few, and narrow at low. E has mean 1 over the matrix, so that Lambda is to be the
+power of the error in k-space. Beside the object D is certain, and J = 0: there the noise of the data stays out.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+FREEDOM = 25.0  # the relative error of an average is about FREEDOM^(-1/2)
+NARROWEST, LEAST = 1.5, 0.01  # std in pixels; of E, where D is more certain of itself than it should be
+
+
+def _smooth(image: Tensor, std: float) -> Tensor:
+    """A real image (y, x) convolved, periodically, with a Gaussian of `std` pixels."""
+    n_y, n_x = image.shape
+    fy, fx = torch.fft.fftfreq(n_y, device=image.device), torch.fft.rfftfreq(n_x, device=image.device)
+    decay = (-2 * math.pi**2 * std**2 * (fy[:, None] ** 2 + fx**2)).exp()
+    smooth: Tensor = torch.fft.irfft2(torch.fft.rfft2(image) * decay, s=(n_y, n_x))
+    return smooth
+
+
+def local_variance(diagonal: Tensor, support: Tensor) -> Tensor:
+    """E (y, x) of mean 1, 0 outside `support`, from estimates of J_rr (y, x) by one probe."""
+    inside = diagonal * support
+    mean = (inside.sum() / support.sum()).clamp_min(1e-9)
+    widest = max(diagonal.shape) / 4
+    std = float((FREEDOM / (4 * math.pi * mean)).sqrt().clamp(NARROWEST, widest))
+    smooth = _smooth(inside, std)
+    e = support * smooth.clamp_min(LEAST * float(smooth.mean().clamp_min(1e-9)))
+    return e / e.mean()
