@@ -105,26 +105,40 @@ def prepare(noisy: Tensor, clean: Tensor, mask: Tensor) -> tuple[Slice, Tensor]:
     return slice_, (slice_.maps.conj() * coil_images(noisy, clean)).sum(0) * slice_.sigma0
 
 
+def training_sources(images: Path, volume: Path) -> list[list[Head]]:
+    """The heads to learn from, in groups that are drawn from with equal probability."""
+    template = template_heads(images, validation=False)
+    return [template, template, *volume_heads(volume)]
+
+
+def simulated_slice(
+    head: Head, sampling: Sampling, number: int, generator: torch.Generator, device: str
+) -> tuple[Slice, Tensor, float]:
+    """`prepare` of one varied head, undersampled by the mask of scan `number`, and R."""
+    noisy, clean = simulate_scan(head, generator, device)
+    acceleration = sampling.acceleration[int(torch.randint(len(sampling.acceleration), (), generator=generator))]
+    rng = np.random.RandomState(number)
+    mask = sampling_mask(sampling.pattern, noisy.shape[-1], acceleration, sampling.fraction(acceleration), rng)
+    return *prepare(noisy, clean, mask.to(device)), acceleration
+
+
 def simulate(args: argparse.Namespace) -> None:
-    protocol = load(Protocol, args.protocol)
-    template = template_heads(args.images, validation=False)
-    sources = [template, template, *volume_heads(args.volume)]
+    sampling = load(Protocol, args.protocol).sampling
+    sources = training_sources(args.images, args.volume)
     shard, shards = (int(n) for n in args.shard.split("/"))
-    sampling = protocol.sampling
     for number in range(shard, args.scans, shards):
         generator = torch.Generator().manual_seed(7_000_000 + number)
         heads = sources[number % len(sources)]
         head = heads[int(torch.randint(len(heads), (), generator=generator))]
-        noisy, clean = simulate_scan(head, generator, args.device)
-        acceleration = sampling.acceleration[int(torch.randint(len(sampling.acceleration), (), generator=generator))]
-        rng = np.random.RandomState(number)
-        mask = sampling_mask(sampling.pattern, noisy.shape[-1], acceleration, sampling.fraction(acceleration), rng)
-        slice_, target = prepare(noisy, clean, mask.to(args.device))
+        slice_, target, acceleration = simulated_slice(head, sampling, number, generator, args.device)
         entry, source = Entry(0, acceleration, slice_), {"simulated": number, "left_out": {}}
         write_scan(args.work / "measured" / f"{number:05d}.h5", [entry], source)
         write_safetensors(args.work / "clean" / f"{number:05d}.safetensors", {"image": target}, {})
         if number % 100 == shard:
-            print(f"simulated {number} of {args.scans}: sigma0 {slice_.sigma0:.4f}, {tuple(noisy.shape)}", flush=True)
+            print(
+                f"simulated {number} of {args.scans}: sigma0 {slice_.sigma0:.4f}, {tuple(slice_.kspace.shape)}",
+                flush=True,
+            )
 
 
 def measured_scans(work: Path) -> list[CachedScan]:

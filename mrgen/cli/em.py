@@ -22,13 +22,14 @@ from mrgen.review.output import prepare_output_dir
 from mrgen.settings import Protocol, load
 
 
-def _gaussian(items: list[StoredItem], protocol: Protocol, path: Path) -> None:
+def _gaussian(items: list[StoredItem], matrix: tuple[int, int], protocol: Protocol, path: Path) -> None:
     """Fit the Gaussian that EM starts from, once."""
     with alone(path, -1):
         if not path.exists():
             typer.echo(f"fitting a Gaussian to {len(items)} slices")
             training = protocol.training
             metadata = {key: getattr(training, key) for key in ("sigma_min", "sigma_max", "sigma_data")}
+            metadata["matrix"] = list(matrix)
             save_gaussian(path, fit_gaussian((item.scan.read(item.n), item.weights) for item in items), metadata)
 
 
@@ -63,7 +64,7 @@ def em(
 
     first = work / "gaussian.safetensors" if start == "gaussian" else Path(start)
     if start == "gaussian":
-        _gaussian(items, protocol, first)
+        _gaussian(items, data.matrix, protocol, first)
     load_prior(first)  # refuses what is none
     cases = [Case(f"{i.scan.file.stem}-{i.scan.index[i.n]:03d}", i.mask, partial(i.scan.read, i.n)) for i in items]
     origin = {"data": data.fingerprint, **settings}

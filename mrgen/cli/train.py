@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
-import torch
 import typer
 
 from mrgen.cli.common import Device
 from mrgen.errors import MrgenError
-from mrgen.posterior.samplers import multistep, noise_levels
+from mrgen.posterior.samplers import noise_levels
+from mrgen.posterior.unconditional import LEVELS, unconditional_samples
 from mrgen.prior.data import TrainingSet
 from mrgen.prior.denoiser import Denoise
 from mrgen.prior.distributed import is_first, local_device, silent
@@ -24,7 +23,7 @@ from mrgen.review.sheet import save_sheet
 from mrgen.settings import Protocol, load
 
 DRY_SCANS = 2
-SAMPLES, LEVELS = 4, 40  # of a sheet: images, and noise levels to draw them
+SAMPLES = 4  # on a sheet
 
 
 def train_prior(
@@ -66,11 +65,8 @@ def train_prior(
 
     def sheet(denoise: Denoise, path: Path) -> None:
         """Samples from the same noise each time, so that sheets can be compared."""
-        shape = Counter(data.shapes).most_common(1)[0][0]
-        generator = torch.Generator(target).manual_seed(protocol.training.seed)
-        start = torch.randn((SAMPLES, *shape), dtype=torch.complex64, device=target, generator=generator)
         levels = noise_levels(protocol.training.sigma_max, protocol.training.sigma_min, LEVELS)
-        samples = multistep(denoise, levels[0] * start, levels, generator)
+        samples = unconditional_samples(denoise, (SAMPLES, *data.matrix), levels, protocol.training.seed, target)
         save_sheet(path, samples.abs().numpy(force=True), f"{out.stem}: {SAMPLES} samples of the prior")
 
     written = train(data, protocol, out, device=target, resume=resume, steps=steps, report=report, sheet=sheet)

@@ -54,10 +54,15 @@ class Reconstruction:
     facts: dict[str, Any] = field(default_factory=dict)  # of `regularised`
 
 
-def _refuse_unfit(prior: Prior, recipe: Recipe, level: Literal["sigma_max", "sigma_min"]) -> None:
-    """Raises MrgenError for a prior that is none by itself, or that was not trained at that noise level of a recipe."""
+def refuse_conditional(prior: Prior) -> None:
+    """Raises MrgenError for a prior that is none by itself."""
     if prior.conditional:
         raise MrgenError("the prior is a round of mrgen em --diffem, which is of use there alone: take the final one")
+
+
+def _refuse_unfit(prior: Prior, recipe: Recipe, level: Literal["sigma_max", "sigma_min"]) -> None:
+    """Raises MrgenError for a prior that is none by itself, or that was not trained at that noise level of a recipe."""
+    refuse_conditional(prior)
     sigma: float = getattr(recipe, level)
     if sigma > prior.sigma_max:
         raise MrgenError(

@@ -7,7 +7,7 @@ k is a function of (seed, k) alone, so training resumes exactly. Threads load th
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -135,6 +135,11 @@ class TrainingSet:
         items = [StoredItem(scan, n, protocol.sampling) for scan in scans for n in range(len(scan))]
         text = "".join(f"{scan.file.stem}{scan.index}" for scan in scans)
         return cls(items, [i.scan.shape[1:] for i in items], hashlib.sha256(text.encode()).hexdigest())
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """The commonest matrix size."""
+        return Counter(self.shapes).most_common(1)[0][0]
 
     @classmethod
     def from_images(cls, images: Sequence[Tensor], fingerprint: str) -> TrainingSet:

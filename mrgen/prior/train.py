@@ -211,6 +211,7 @@ def train(
             "sigma_data": training.sigma_data,
             "sigma_min": training.sigma_min,
             "sigma_max": training.sigma_max,
+            "matrix": list(data.matrix),
             "scaling": "99th percentile of the RSS of the ACS-only image is 1",
             "objective": name,
             "steps_done": step,

@@ -457,6 +457,7 @@ def test_the_command_from_a_gaussian_and_on(tmp_path: Path, command: Callable[..
     best = max(log, key=lambda row: row["log_likelihood"])["round"]
     kept = work / (f"round-{best:02d}/prior.safetensors" if best else "gaussian.safetensors")
     assert out.read_bytes() == kept.read_bytes()
+    assert load_prior(work / "gaussian.safetensors").metadata["matrix"] == [48, 48]
     first = load_prior(work / "round-01/prior.safetensors")
     assert [stage.get("updates") for stage in first.metadata["stages"]] == [None, 6]
     assert first.metadata["objective"] == "em"

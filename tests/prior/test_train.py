@@ -168,6 +168,7 @@ def test_a_prior_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert prior.metadata["format"] == "mrgen-prior-1"
     assert prior.metadata["objective"] == "gsure-fourier"
     assert prior.metadata["steps_done"] == 12
+    assert prior.metadata["matrix"] == list(slices().shapes[0])
     assert "Not for diagnostic use" in prior.metadata["notice"]
     assert Protocol(**prior.metadata["protocol"]) == settings
     assert (prior.sigma_min, prior.sigma_max) == (settings.training.sigma_min, settings.training.sigma_max)
