@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
+import h5py
 import nibabel
 import numpy as np
 import pydicom
@@ -60,6 +64,21 @@ def test_recon_writes_every_format_and_export_the_same(mrgen, scan, tmp_path):
     assert text.count("wrote") == 2
     again = written(tmp_path / "again")
     assert {name: again[name] for name in DICOM + NIFTI} == {name: files[name] for name in DICOM + NIFTI}
+
+
+def test_nothing_of_the_header_that_identifies_is_in_any_output(mrgen, scan, tmp_path):
+    assert mrgen("recon", scan, *OPTIONS, "-o", tmp_path / "out")[0] == 0
+    with h5py.File(scan) as file:
+        root = ElementTree.fromstring(file["ismrmrd_header"][()])
+        texts = {(e.text or "").strip() for e in root.iter()} | set(file.attrs.values())
+    kept = {text for text in texts if re.fullmatch(r"[\d.]*|HFS", text)}  # sizes, the position of the patient
+    secrets = {word for text in texts - kept for word in (text, *text.split("^"), text.replace("-", ""))}
+    assert {"Doe^Jane", "Doe", "Jane brain", "Q4711Z", "2001-02-03", "20010203", "Somewhere"} <= secrets
+    for name, content in written(tmp_path / "out").items():
+        unpacked = gzip.decompress(content) if name.endswith(".gz") else content
+        for secret in secrets:
+            assert secret.encode() not in unpacked, name
+            assert secret.encode("utf-16-le") not in unpacked, name
 
 
 @pytest.mark.parametrize("formats", ["hdf5", "nifti", "DICOM", "dicom, nifti"])

@@ -28,7 +28,8 @@ from mrgen.review.stored import Stored, Volume
 from mrgen.scans.header import Sequence, sequence_parameters
 
 NOTICE = "RESEARCH USE ONLY - NOT FOR DIAGNOSTIC USE"
-# dcm2niix guesses a vendor from two letters: not SI, GE, HI, ME, PH, TO, CA, CP, UI, BR, MR or HY
+# dcm2niix takes any Manufacturer, those of contributing equipment too, for the scanner's, tells it by two letters, and
+# expects what such scanners write: none may begin with SI, GE, HI, ME, PH, TO, CA, CP, UI, BR, MR or HY.
 MANUFACTURER = "Open-source mrgen project"
 _TOP, _PERCENTILE, _LARGEST = 16000, 99.9, 32767
 _UNITS = Code("1", "UCUM", "no units")
@@ -102,12 +103,12 @@ class Objects:
         """Items of ContributingEquipmentSequence: the scanner, as far as it is known, and mrgen."""
         version = self.stored.attributes["mrgen_version"]
         for purpose, maker, model in (
-            (codes.DCM.AcquisitionEquipment, self.sequence.vendor, self.sequence.model),
+            (codes.DCM.AcquisitionEquipment, f"Scanner: {self.sequence.vendor or 'unknown'}", self.sequence.model),
             (codes.DCM.ProcessingEquipment, MANUFACTURER, "mrgen"),
         ):
             item = Dataset()
             item.PurposeOfReferenceCodeSequence = [coded(purpose)]
-            item.Manufacturer = (maker or "unknown")[:64]
+            item.Manufacturer = maker[:64]
             if model:
                 item.ManufacturerModelName = model[:64]
             if maker == MANUFACTURER:
@@ -212,8 +213,11 @@ def mr_series(objects: Objects, volume: Volume, role: Role, sources: list[Datase
         yield ds
 
 
-def write_dicom(folder: Path, objects: Objects, samples: bool) -> None:
-    """Write every series of a result into folders of their own below `folder`, with those of `samples` on request."""
+def write_dicom(folder: Path, objects: Objects, samples: bool) -> list[Dataset]:
+    """Write every series of a result into folders of their own below `folder`, with those of `samples` on request.
+
+    Returns the images of the reconstruction, which the others are made from.
+    """
     mean: list[Dataset] = []
     for name, role in roles(objects.stored).items():
         series = list(mr_series(objects, objects.stored.images[name], role, mean or None))
@@ -222,6 +226,7 @@ def write_dicom(folder: Path, objects: Objects, samples: bool) -> None:
     for number in range(objects.stored.samples or 0) if samples else ():
         role = sample_role(number)
         _save(folder / role.folder, list(mr_series(objects, objects.stored.sample(number), role)))
+    return mean
 
 
 def _save(folder: Path, series: list[Dataset]) -> None:

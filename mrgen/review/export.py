@@ -118,8 +118,12 @@ class Exports:
             write_nifti(folder, stored, placement)
         else:
             from mrgen.review.dicom import Objects, write_dicom
+            from mrgen.review.parametric_map import write_parametric_map
 
-            write_dicom(folder, Objects(stored, placement, names), self.samples)
+            objects = Objects(stored, placement, names)
+            mean = write_dicom(folder, objects, self.samples)
+            if "std" in stored.images:
+                write_parametric_map(folder, objects, mean)
 
 
 def _own(folder: Path, name: str) -> None:

@@ -2,7 +2,7 @@
 
 Raw data are (readout, phase) while a scanner turns its images to how they are looked at, so the result is compared with
 the series in every way to transpose and flip rows and columns and to reverse the slices. The way with the highest
-correlation rho is taken, with the best of the nine shifts by at most one pixel (mirroring k-space and mirroring an
+correlation rho is taken, each with the best of the nine shifts by at most one pixel (mirroring k-space and mirroring an
 image differ by one), if
 
     1 - rho_1 <= (1 - rho_2) / 2        rho_1, rho_2: the highest and the second highest
@@ -13,7 +13,7 @@ and refused otherwise: heads are nearly symmetric, and a wrong left and right is
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -88,8 +88,10 @@ def _ways(placement: Placement, pixels: Volume) -> Iterator[tuple[Placement, Vol
 
 
 def _correlation(a: Volume, b: Volume) -> float:
-    both = np.corrcoef(a.ravel(), b.ravel())[0, 1]
-    return float(both) if np.isfinite(both) else -1.0
+    """Pearson's, -1 where an image is constant."""
+    a, b = a - a.mean(), b - b.mean()
+    size = float(np.sqrt((a * a).sum(dtype=np.float64) * (b * b).sum(dtype=np.float64)))
+    return float((a * b).sum(dtype=np.float64)) / size if size > 0 else -1.0
 
 
 def place_by_reference(reference: Reference, image: Volume, first: int) -> Placement:
@@ -98,29 +100,22 @@ def place_by_reference(reference: Reference, image: Volume, first: int) -> Place
     Raises MrgenError where the images do not tell how the arrays lie to each other.
     """
     count, n_y, n_x = image.shape
-    chosen = slice(first, first + count)
+    chosen, inner = slice(first, first + count), image[:, 1:-1, 1:-1]
     found = []
     for placement, pixels in _ways(reference.placement(), series_pixels(reference.images)):
-        if pixels.shape[1:] == (n_y, n_x):
-            found.append((_correlation(image, pixels[chosen]), placement, pixels[chosen]))
-    (best, placement, pixels), (second, *_) = sorted(found, key=lambda way: -way[0])[:2]
+        if pixels.shape[1:] != (n_y, n_x):
+            continue
+        shifted = {
+            (y, x): _correlation(inner, pixels[chosen, 1 + y : n_y - 1 + y, 1 + x : n_x - 1 + x])
+            for y, x in product((0, -1, 1), repeat=2)
+        }
+        y, x = max(shifted, key=lambda shift: shifted[shift])
+        moved = y * placement.spacing[0] * placement.along_y + x * placement.spacing[1] * placement.along_x
+        found.append((shifted[y, x], replace(placement, origins=placement.origins[chosen] + moved)))
+    (best, placement), (second, _) = sorted(found, key=lambda way: -way[0])[:2]
     if best < _LEAST or 1 - best > (1 - second) / 2:
         raise MrgenError(
             f"the images of the DICOM series do not tell how this scan lies: they agree with it by {best:.3f} at best, "
             f"{second:.3f} another way round (1: the same image); expected the series of this very scan"
         )
-    inner = image[:, 1:-1, 1:-1]
-    shifted = {
-        (y, x): _correlation(inner, pixels[:, 1 + y : n_y - 1 + y, 1 + x : n_x - 1 + x])
-        for y, x in product((0, -1, 1), repeat=2)
-    }
-    y, x = max(shifted, key=lambda shift: shifted[shift])
-    moved = y * placement.spacing[0] * placement.along_y + x * placement.spacing[1] * placement.along_x
-    return Placement(
-        placement.origins[chosen] + moved,
-        placement.along_x,
-        placement.along_y,
-        placement.spacing,
-        placement.thickness,
-        placement.source,
-    )
+    return placement
