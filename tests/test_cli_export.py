@@ -64,6 +64,10 @@ def test_recon_writes_every_format_and_export_the_same(mrgen, scan, tmp_path):
     assert text.count("wrote") == 2
     again = written(tmp_path / "again")
     assert {name: again[name] for name in DICOM + NIFTI} == {name: files[name] for name in DICOM + NIFTI}
+    assert mrgen("recon", scan, *OPTIONS, "-o", tmp_path / "other", "--formats", "dicom")[0] == 0
+    for name in DICOM:  # the same seed gives the same UIDs and pixels
+        one, two = (pydicom.dcmread(folder / name) for folder in (tmp_path / "out", tmp_path / "other"))
+        assert (one.SOPInstanceUID, one.PixelData) == (two.SOPInstanceUID, two.PixelData)
 
 
 def test_nothing_of_the_header_that_identifies_is_in_any_output(mrgen, scan, tmp_path):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mrgen import __version__
-from mrgen.cli import em, evaluate, export, inspect, recon, simulate, train
+from mrgen.cli import em, evaluate, export, inspect, recon, send, simulate, train
 from mrgen.errors import MrgenError
 from mrgen.review.figure import NOTICE
 
@@ -31,7 +31,8 @@ def _options(
 
 
 for command in (
-    *(inspect.inspect, recon.recon, export.export, train.train_prior, em.em, evaluate.evaluate, simulate.simulate),
+    *(inspect.inspect, recon.recon, export.export, send.send, train.train_prior, em.em, evaluate.evaluate),
+    simulate.simulate,
 ):
     app.command()(command)
 

@@ -85,7 +85,7 @@ def _load_recipe(name: str, samples: int | None, prior: Path | None, save_sample
     if samples is not None and not recipe.draws:
         raise MrgenError(f"recipe {name!r} draws no samples: leave out --samples")
     if save_samples and not recipe.draws:
-        raise MrgenError(f"recipe {name!r} draws no samples: leave out --save-samples")
+        raise MrgenError(f"recipe {name!r} draws no samples: leave out --save-samples and --dicom-samples")
     if prior is not None and not recipe.learned:
         raise MrgenError(f"recipe {name!r} uses no prior: leave out --prior")
     return recipe if samples is None else recipe.model_copy(update={"samples": samples})

@@ -73,16 +73,18 @@ class Exports:
         Raises MrgenError for a result that cannot be used, for a nominal geometry with a real identity, slices that a
         format cannot hold, folders with files of others, and where the disk refuses.
         """
+        folders = [out / name for name in self.formats if name != HDF5]
+        if not folders:
+            return []
         stored = read_stored(result)
         with naming(result):
             if self.samples and not stored.has_samples:
                 raise MrgenError("it holds no samples: reconstruct the scan with --save-samples")
             placement, identity = self._place(stored)
             self._check(placement)
-        if placement.nominal and len(self.formats) > 1:
+        if placement.nominal:
             say(f"note    {NOMINAL_NOTICE}: the raw data do not tell where the slices lie")
         names = Names.of((stored.digest(), placement.key()), identity)
-        folders = [out / name for name in self.formats if name != HDF5]
         for folder in folders:
             _own(folder, folder.name)
         try:

@@ -202,11 +202,27 @@ def test_the_tags_of_the_series(exported):
             assert (ds.ScanningSequence, ds.SequenceVariant, ds.MRAcquisitionType) == ("RM", "NONE", "2D")
             assert (ds.RepetitionTime, ds.EchoTime, ds.MagneticFieldStrength) == (500, 9.8, 2.89)
             assert ds.PatientPosition == "HFS"
+            assert "RescaleSlope" not in ds  # which dciodvfy warns of in this class
             for fact in ("2 posterior samples", "R = 4.00", "prior " + 6 * "ab", "seed 3", NOTICE):
                 assert fact in ds.DerivationDescription
     equipment = mean[0].ContributingEquipmentSequence
     assert [item.PurposeOfReferenceCodeSequence[0].CodeValue for item in equipment] == ["109101", "109102"]
     assert [item.Manufacturer for item in equipment] == ["Scanner: SIEMENS", "Open-source mrgen project"]
+    for item in (*equipment, mean[0]):  # dcm2niix would take them for scanners of these
+        assert item.Manufacturer[:2].upper() not in [
+            "SI",
+            "GE",
+            "HI",
+            "ME",
+            "PH",
+            "TO",
+            "CA",
+            "CP",
+            "UI",
+            "BR",
+            "MR",
+            "HY",
+        ]
 
 
 def test_the_notice_is_in_every_object(exported, tmp_path):

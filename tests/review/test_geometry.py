@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import h5py
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from mrgen.errors import MrgenError
 from mrgen.review.geometry import place, read_geometry, write_geometry
+from mrgen.scans.open import open_scan
 from mrgen.scans.scan import Geometry
 
 MATRIX = oblique.ROWS, oblique.COLUMNS
@@ -31,6 +33,30 @@ def test_the_centre_is_pixel_n_over_2_of_even_and_odd_sizes(matrix):
     geometry = oblique.oblique()
     affine = place(geometry, oblique.SLICES, matrix).affine()
     np.testing.assert_allclose((affine @ [matrix[1] // 2, matrix[0] // 2, 0, 1])[:3], geometry.positions[0], atol=1e-9)
+
+
+def test_a_scanner_s_own_position_and_directions(scans):
+    """Read once more from the file: IPP = position - read_dir (Nx // 2) dx - phase_dir (Ny // 2) dy."""
+    path = scans / "phantom_14ch_prospective_R3_ismrmrd.h5"
+    scan = open_scan(path)
+    with h5py.File(path) as file:
+        heads = file["dataset/data"].fields("head")[:]
+        header = ElementTree.fromstring(file["dataset/xml"][0])
+    head = heads[heads["number_of_samples"] == np.median(heads["number_of_samples"])][-1]
+    space = header.find("{*}encoding/{*}encodedSpace")
+    n, fov = (
+        [float(space.findtext(f"{{*}}{kind}/{{*}}{axis}")) for axis in "xy"]
+        for kind in ("matrixSize", "fieldOfView_mm")
+    )
+    matrix = scan.crop or scan.shape[2:]
+    placement = place(scan.geometry, scan.slices, matrix)
+    corner = np.array(head["position"], float)
+    for name, size, along, step in zip(("read_dir", "phase_dir"), matrix, (placement.along_y, placement.along_x),
+                                       (f / m for f, m in zip(fov, n, strict=True)), strict=True):  # fmt: skip
+        corner -= head[name] * (size // 2) * step
+        np.testing.assert_allclose(along, head[name], atol=1e-6)
+    assert placement.source == "raw data"
+    np.testing.assert_allclose(placement.origins, [corner], atol=1e-4)
 
 
 def test_directions_in_single_precision_become_orthonormal():
