@@ -102,6 +102,7 @@ def test_formats_are_chosen_and_stale_ones_go(mrgen, scan, tmp_path, formats):
         (["--study-uid", "1.2.3"], "say with --patient-id to which"),
         (["--patient-id", "4711", "--study-uid", "1.02"], "expected a DICOM UID"),
         (["--formats", "nifti", "--patient-id", "4711"], "need dicom among them"),
+        (["--patient-id", "4711", "--reference-dicom", "none"], "--reference-dicom brings a patient and a study"),
         (["--reference-dicom", "none"], "expected a folder with the scanner's DICOM images"),
     ],
 )

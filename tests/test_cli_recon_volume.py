@@ -286,6 +286,12 @@ def test_samples_are_kept_on_request(mrgen, scan, posterior, tmp_path):
         assert np.array_equal(found[name], volume), name
     np.testing.assert_allclose(samples.mean(1), plain["reconstruction"], rtol=1e-5)
     np.testing.assert_allclose(samples.std(1, ddof=1), plain["std"], rtol=1e-3, atol=1e-9)
+    options = ["--dicom-samples", "--formats", "dicom"]
+    assert mrgen("recon", scan(slices=2), *posterior, *options, "-o", tmp_path / "dicom")[0] == 0
+    assert sorted(p.name for p in (tmp_path / "dicom/dicom").iterdir()) == [
+        "1001_mean", "1002_std", "1003_std_pm", "1101_sample", "1102_sample"
+    ]  # fmt: skip
+    assert np.array_equal(volumes(tmp_path / "dicom/head.h5")["samples"], samples)
 
 
 def test_a_smaller_batch_is_kept_for_the_next_slice(mrgen, scan, posterior, tmp_path, monkeypatch):

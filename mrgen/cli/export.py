@@ -31,6 +31,8 @@ def chosen_exports(
     identity = identity_of_options(patient_id, study_uid)
     if DICOM not in chosen and (samples or identity.real):
         raise MrgenError(f"--formats {formats}: --dicom-samples, --patient-id and --study-uid need dicom among them")
+    if reference is not None and identity.real:
+        raise MrgenError("--reference-dicom brings a patient and a study: leave out --patient-id and --study-uid")
     return Exports(chosen, reference, identity, samples)
 
 

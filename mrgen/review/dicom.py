@@ -25,6 +25,7 @@ from pydicom.valuerep import format_number_as_ds
 from mrgen.review.geometry import NOMINAL_NOTICE, Placement
 from mrgen.review.identity import Names
 from mrgen.review.stored import Stored, Volume
+from mrgen.scans.files import plain
 from mrgen.scans.header import Sequence, sequence_parameters
 
 NOTICE = "RESEARCH USE ONLY - NOT FOR DIAGNOSTIC USE"
@@ -108,9 +109,9 @@ class Objects:
         ):
             item = Dataset()
             item.PurposeOfReferenceCodeSequence = [coded(purpose)]
-            item.Manufacturer = maker[:64]
+            item.Manufacturer = _one_line(maker)
             if model:
-                item.ManufacturerModelName = model[:64]
+                item.ManufacturerModelName = _one_line(model)
             if maker == MANUFACTURER:
                 item.SoftwareVersions = version
                 item.ContributionDescription = self.derivation
@@ -150,6 +151,11 @@ class Objects:
         return ds
 
 
+def _one_line(text: str) -> str:
+    """Foreign text as one value of at most 64 characters; a backslash would begin another."""
+    return plain(text.replace("\\", "/"), 60)
+
+
 def coded(code: Code) -> Dataset:
     """An item of a code sequence."""
     item = Dataset()
@@ -170,13 +176,13 @@ def referred(ds: Dataset) -> Dataset:
     return item
 
 
-def real_world(scale: float, last: int) -> Dataset:
-    """The mapping of stored values 0 to `last` to the units of the input."""
+def _real_world(scale: float) -> Dataset:
+    """The mapping of stored values to the units of the input."""
     item = Dataset()
     item.LUTLabel, item.LUTExplanation = "INPUT_UNITS", "Intensity in the units of the raw data"
     item.MeasurementUnitsCodeSequence = [coded(_UNITS)]
     item.add_new("RealWorldValueFirstValueMapped", "US", 0)
-    item.add_new("RealWorldValueLastValueMapped", "US", last)
+    item.add_new("RealWorldValueLastValueMapped", "US", _LARGEST)
     item.RealWorldValueIntercept, item.RealWorldValueSlope = 0.0, 1 / scale
     return item
 
@@ -208,7 +214,7 @@ def mr_series(objects: Objects, volume: Volume, role: Role, sources: list[Datase
         ds.Rows, ds.Columns = pixels.shape
         ds.BitsAllocated, ds.BitsStored, ds.HighBit = 16, 16, 15
         ds.WindowCenter, ds.WindowWidth = str(math.ceil(width / 2)), str(width)
-        ds.RealWorldValueMappingSequence = [real_world(scale, _LARGEST)]
+        ds.RealWorldValueMappingSequence = [_real_world(scale)]
         ds.PixelData = pixels.tobytes()
         yield ds
 

@@ -111,7 +111,7 @@ class Exports:
         total, first = (int(stored.attributes[name]) for name in ("scan_slices", "first_slice"))
         reference = open_reference(self.reference, total, (matrix[0], matrix[1]))
         placement = place_by_reference(reference, stored.images["reconstruction"], first)
-        return placement, Identity(reference.identity.tags | self.identity.tags)
+        return placement, reference.identity
 
     def _fill(self, folder: Path, name: str, stored: Stored, placement: Placement, names: Names) -> None:
         if name == NIFTI:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -209,20 +210,15 @@ def test_the_tags_of_the_series(exported):
     assert [item.PurposeOfReferenceCodeSequence[0].CodeValue for item in equipment] == ["109101", "109102"]
     assert [item.Manufacturer for item in equipment] == ["Scanner: SIEMENS", "Open-source mrgen project"]
     for item in (*equipment, mean[0]):  # dcm2niix would take them for scanners of these
-        assert item.Manufacturer[:2].upper() not in [
-            "SI",
-            "GE",
-            "HI",
-            "ME",
-            "PH",
-            "TO",
-            "CA",
-            "CP",
-            "UI",
-            "BR",
-            "MR",
-            "HY",
-        ]
+        assert not re.match("SI|GE|HI|ME|PH|TO|CA|CP|UI|BR|MR|HY", item.Manufacturer, re.IGNORECASE)
+
+
+def test_foreign_text_is_one_value(tmp_path, monkeypatch):
+    odd = oblique.HEADER.replace("SIEMENS", "Some\\one\n" + 70 * "x").replace("HFS", "upside down")
+    monkeypatch.setattr(oblique, "HEADER", odd.replace("<TE>9.8</TE>", "<TE>1</TE><TE>2</TE>"))
+    for ds in objects(export(tmp_path / "out", oblique.oblique())):
+        assert re.fullmatch(r"Scanner: Some/one\?x+\.\.\.", ds.ContributingEquipmentSequence[0].Manufacturer)
+        assert (ds.PatientPosition, ds.get("EchoTime")) == ("", None)
 
 
 def test_the_notice_is_in_every_object(exported, tmp_path):
