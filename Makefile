@@ -25,6 +25,7 @@ demo: $(VENV)/.installed  ## install, then reconstruct the bundled scan at R = 8
 	@echo "  $(OUT)/figure.png    reference, zero-filled, L1-wavelet, posterior mean, std and error"
 	@echo "  $(OUT)/brain.h5      the arrays (docs/formats.md)"
 	@echo "  $(OUT)/report.json   metrics and how they were made"
+	@echo "  $(OUT)/dicom, nifti  the same for viewers (docs/dicom.md)"
 
 test: $(VENV)/.installed-test  ## install the test extras, then run the test suite
 	$(BIN)/pytest

@@ -64,7 +64,7 @@ def test_a_fully_sampled_scan_from_end_to_end(mrgen, full, tmp_path, recipe):
     assert code == 0
     assert "PSNR" in text
     assert "Not for diagnostic use" in text
-    assert sorted(p.name for p in out.iterdir()) == ["figure.png", "head.h5", "report.json"]
+    assert sorted(p.name for p in out.iterdir()) == ["dicom", "figure.png", "head.h5", "nifti", "report.json"]
 
     report = json.loads((out / "report.json").read_text())
     volume = report["metrics"]["volume"]
@@ -231,8 +231,8 @@ def test_an_output_folder_that_cannot_be_written_is_found_before_any_work(refuse
 def test_a_failure_while_writing_leaves_the_old_result(mrgen, refused, full, tmp_path, monkeypatch):
     arguments = ("recon", full, "--recipe", "sense", "-o", tmp_path / "out", "--R")
     assert mrgen(*arguments, 2)[0] == 0
-    before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
-    assert len(before) == 3
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert len(before) == 3 + 2 + 2  # two NIfTI files, two slices in DICOM
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -241,10 +241,11 @@ def test_a_failure_while_writing_leaves_the_old_result(mrgen, refused, full, tmp
     code, _, error = mrgen(*arguments, 4)
     assert (code, error.count("\n")) == (1, 1)
     assert "No space left on device" in error
-    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir() if p.is_file()} == before
+    kept_files = {p for p in (tmp_path / "out").rglob("*") if p.is_file() and ".head.partial" not in p.parts}
+    assert {p.name: p.read_bytes() for p in kept_files} == before
     monkeypatch.undo()
     assert "resumed 2 of 2 slices" in mrgen(*arguments, 4)[1]
-    assert len(list((tmp_path / "out").iterdir())) == 3
+    assert len(list((tmp_path / "out").iterdir())) == 5
 
 
 def test_cuda_without_a_gpu_is_refused(refused, full, tmp_path, monkeypatch):

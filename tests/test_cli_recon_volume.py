@@ -98,10 +98,10 @@ def test_a_killed_run_goes_on_to_the_result_of_an_uninterrupted_one(mrgen, start
     assert text.index("mask    ") < text.index("resumed ")
 
     assert mrgen("recon", *arguments, "-o", whole)[0] == 0
-    assert sorted(p.name for p in out.iterdir()) == ["figure.png", "head.h5", "report.json"]
+    assert sorted(p.name for p in out.iterdir()) == ["dicom", "figure.png", "head.h5", "nifti", "report.json"]
     one, two = volumes(out / "head.h5"), volumes(whole / "head.h5")
     images = {"zero_filled", "l1_wavelet", "reconstruction", "std", "reference", "rss", "samples"}
-    assert one.keys() == two.keys() == images | {"mask"}
+    assert one.keys() == two.keys() == images | {"mask", "geometry"}
     for name, volume in two.items():
         assert np.array_equal(one[name], volume), name
     reports = [json.loads((folder / "report.json").read_text()) for folder in (out, whole)]
@@ -197,9 +197,9 @@ def test_many_scans_of_which_one_is_broken(mrgen, scan, posterior, tmp_path, mon
     assert len(loads) == 1
     assert error.count("failed  b.h5: b.h5: a file of unknown kind") == 2  # when it fails, and in the end
     assert error.splitlines()[-1] == "mrgen: error: 1 of 3 scans failed, as told above; the others are finished"
-    assert sorted(str(p.relative_to(out)) for p in out.rglob("*")) == [
-        "a", "a/a.h5", "a/figure.png", "a/report.json", "c", "c/c.h5", "c/figure.png", "c/report.json"
-    ]  # fmt: skip
+    assert {str(p.relative_to(out)) for p in out.glob("*/*")} == {
+        f"{name}/{what}" for name in "ac" for what in (f"{name}.h5", "dicom", "figure.png", "nifti", "report.json")
+    }
     assert text.count("PSNR") == 2 * 3 * 2  # scans, images, references
 
     scan("b.h5", slices=1)
@@ -243,6 +243,12 @@ def test_samples_are_kept_on_request(mrgen, scan, posterior, tmp_path):
         assert np.array_equal(found[name], volume), name
     np.testing.assert_allclose(samples.mean(1), plain["reconstruction"], rtol=1e-5)
     np.testing.assert_allclose(samples.std(1, ddof=1), plain["std"], rtol=1e-3, atol=1e-9)
+    options = ["--dicom-samples", "--formats", "dicom"]
+    assert mrgen("recon", scan(slices=2), *posterior, *options, "-o", tmp_path / "dicom")[0] == 0
+    assert sorted(p.name for p in (tmp_path / "dicom/dicom").iterdir()) == [
+        "1001_mean", "1002_std", "1003_std_pm", "1101_sample", "1102_sample"
+    ]  # fmt: skip
+    assert np.array_equal(volumes(tmp_path / "dicom/head.h5")["samples"], samples)
 
 
 def test_a_smaller_batch_is_kept_for_the_next_slice(mrgen, scan, posterior, tmp_path, monkeypatch):
@@ -276,7 +282,7 @@ def test_processes_share_the_scans(start, scan, posterior, mrgen, tmp_path):
     assert process.returncode == 1, text
     scans = re.findall(r"\[(\d)\] scan    (\w)\.h5", text)
     assert sorted(scans) == [("0", "a"), ("0", "c"), ("0", "e"), ("1", "d")]
-    assert text.count("[0] wrote") == 9
+    assert text.count("[0] wrote") == 3 * 5
     assert text.count("Not for diagnostic use") == 1
     assert "[1] failed  b.h5: b.h5: a file of unknown kind" in text
     assert "mrgen: error: 1 of 5 scans failed" in text

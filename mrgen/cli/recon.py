@@ -6,7 +6,7 @@ import math
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -16,11 +16,13 @@ import typer
 from torch import Tensor
 
 from mrgen.cli.common import Device, interruptible, progress_on_stderr
+from mrgen.cli.export import DEFAULT_FORMATS, Formats, PatientId, ReferenceDicom, StudyUid, chosen_exports
 from mrgen.errors import MrgenError
 from mrgen.physics.masks import PATTERNS, achieved_acceleration
 from mrgen.posterior.batch import Batch
 from mrgen.prior.distributed import join
 from mrgen.prior.files import bundled_prior, load_prior
+from mrgen.review.export import HDF5, Exports, clear_exports
 from mrgen.review.figure import NOTICE, label
 from mrgen.review.output import finished, prepare_output_dir, write_result
 from mrgen.review.parts import partial_slices
@@ -83,7 +85,7 @@ def _load_recipe(name: str, samples: int | None, prior: Path | None, save_sample
     if samples is not None and not recipe.draws:
         raise MrgenError(f"recipe {name!r} draws no samples: leave out --samples")
     if save_samples and not recipe.draws:
-        raise MrgenError(f"recipe {name!r} draws no samples: leave out --save-samples")
+        raise MrgenError(f"recipe {name!r} draws no samples: leave out --save-samples and --dicom-samples")
     if prior is not None and not recipe.learned:
         raise MrgenError(f"recipe {name!r} uses no prior: leave out --prior")
     return recipe if samples is None else recipe.model_copy(update={"samples": samples})
@@ -94,6 +96,7 @@ class _Plan:
     """What the scans of a command share."""
 
     run: Callable[[Scan], Run]
+    exports: Exports
     resume: bool
     prefix: str  # of every line, where several processes speak
 
@@ -109,9 +112,13 @@ def _reconstruct(scan_file: Path, out: Path, plan: _Plan, skip_finished: bool) -
         say(f"note    {remark}")
     run = plan.run(scan)
     prepare_output_dir(out)
+    placement = plan.exports.check(out, run.geometry, len(run.slices), scan.slices, scan.crop or scan.shape[2:])
     identity = run.identity()
     if skip_finished and finished(out, scan_file.stem, digest(identity)):
         say(f"skipped {scan_file.name}: {out} holds this very result; --no-resume computes it again")
+        missing = tuple(name for name in plan.exports.formats if name != HDF5 and not (out / name).exists())
+        for path in replace(plan.exports, formats=missing).write(out, out / f"{scan_file.stem}.h5", say):
+            say(f"wrote   {path}")
         return
 
     _, measured, n_y, n_x = scan.shape
@@ -123,8 +130,10 @@ def _reconstruct(scan_file: Path, out: Path, plan: _Plan, skip_finished: bool) -
     with partial_slices(out, scan_file.stem, identity, plan.resume) as parts:
         with progress_on_stderr(plan.prefix) as progress:
             result = reconstruct_scan(run, parts, say, progress)
-        paths = write_result(out, scan_file.stem, result)
+        paths = write_result(out, scan_file.stem, replace(result, geometry_from=placement.source))
+        clear_exports(out)
         parts.remove()
+    paths += plan.exports.write(out, paths[0], say)
 
     of_rss = result.volume_scores(result.rss)
     if of_rss:
@@ -200,6 +209,13 @@ def recon(
     save_samples: Annotated[
         bool, typer.Option("--save-samples", help="Keep every posterior sample in the .h5 file, too.")
     ] = False,
+    formats: Formats = DEFAULT_FORMATS,
+    reference_dicom: ReferenceDicom = None,
+    patient_id: PatientId = None,
+    study_uid: StudyUid = None,
+    dicom_samples: Annotated[
+        bool, typer.Option("--dicom-samples", help="A DICOM series of every sample, too; keeps the samples.")
+    ] = False,
     resume: Annotated[
         bool, typer.Option(help="Go on from the slices that an interrupted run has left, and skip finished scans.")
     ] = True,
@@ -209,7 +225,11 @@ def recon(
 
     Under torchrun, several processes share the scans, each on a GPU of its own.
     """
+    save_samples |= dicom_samples
     recipe = _load_recipe(recipe_name, samples, prior_file, save_samples)
+    exports = chosen_exports(formats, reference_dicom, patient_id, study_uid, dicom_samples)
+    if len(scan_files) > 1 and (exports.reference is not None or exports.identity.real):
+        raise MrgenError("several scans, but --reference-dicom, --patient-id and --study-uid are of one: take it alone")
     _refuse_namesakes(scan_files)
     processes = join(device.resolve(), OTHERS_MAY_TAKE)
     target, prefix = processes.device, f"[{processes.rank}] " if processes.count > 1 else ""
@@ -234,7 +254,7 @@ def recon(
                 batch,
             )
 
-        plan = _Plan(run, resume, prefix)
+        plan = _Plan(run, exports, resume, prefix)
         batch = Batch.on(target, plan.say)
         if len(scan_files) > 1:
             count = _reconstruct_each(mine, out, plan)

@@ -1,4 +1,4 @@
-"""What `mrgen recon` leaves in its output folder: <stem>.h5, report.json and figure.png.
+"""What `mrgen recon` leaves in its output folder: <stem>.h5, report.json and figure.png; `export.py` makes the rest.
 
 Every file is written under a temporary name and renamed at the very end, so an interruption leaves either the
 old files or the new ones, never half of one. Nothing that identifies a person is written: the scan's header has
@@ -25,8 +25,10 @@ from mrgen import __version__
 from mrgen.errors import MrgenError
 from mrgen.physics.masks import achieved_acceleration
 from mrgen.review.figure import NOTICE, save_figure
+from mrgen.review.geometry import write_geometry
 from mrgen.review.metrics import Array, scores
 from mrgen.scans.header import anonymous_header
+from mrgen.scans.scan import Geometry
 
 DEFINITIONS = (
     "Against the coil combination |S^H F^H k| of the fully sampled scan (volume, slices), and against the RSS of its "
@@ -62,7 +64,10 @@ class Result:
     seconds: list[float]  # of each slice
     resumed: int  # slices that an earlier, interrupted run had finished
     identity: str  # SHA-256 of all that decides on the images
+    geometry: Geometry  # of the slices reconstructed, as far as the raw data tell
+    scan_slices: int  # of the input
     read_samples: Callable[[int], Array] | None = None  # samples (n, y, x) of the i-th slice, where they are kept
+    geometry_from: str | None = None  # what the images are placed by in the other formats; None: the raw data
 
     @property
     def acceleration(self) -> float:
@@ -143,6 +148,7 @@ def _write_volume(path: Path, result: Result) -> None:
         "prior_sha256": result.prior_sha256,
         "recipe": result.recipe["name"],
         "first_slice": result.first_slice,
+        "scan_slices": result.scan_slices,
         "mrgen_version": __version__,
         "notice": NOTICE,
     }
@@ -158,6 +164,7 @@ def _write_volume(path: Path, result: Result) -> None:
                 volume[i] = result.read_samples(i)
         if result.header is not None:
             file["ismrmrd_header"] = anonymous_header(result.header)
+        write_geometry(file, result.geometry)
         for name, value in attributes.items():
             if value is not None:
                 file.attrs[name] = value
@@ -170,6 +177,7 @@ def _report(result: Result) -> dict[str, Any]:
         "mrgen_version": __version__,
         "slices": [result.first_slice, result.first_slice + count],
         "R": result.acceleration,
+        "geometry": result.geometry_from or ("raw data" if result.geometry.complete else "nominal"),
         "R_of_all_lines": achieved_acceleration(torch.from_numpy(result.mask)),
         "zero_filled_lines": result.zero_filled,
         "lines" if result.mask.ndim == 1 else "points": {

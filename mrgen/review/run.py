@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from mrgen.review.output import Result
 from mrgen.review.parts import Part, Parts
 from mrgen.scans.prepare import prepare
 from mrgen.scans.recognise import acceleration_text
-from mrgen.scans.scan import Scan, Slice
+from mrgen.scans.scan import Geometry, Scan, Slice
 from mrgen.settings import Recipe
 
 
@@ -50,6 +50,14 @@ class Run:
     @property
     def samples(self) -> int | None:
         return self.recipe.samples if self.recipe.draws else None
+
+    @property
+    def geometry(self) -> Geometry:
+        """Of the slices to reconstruct."""
+        whole = self.scan.geometry
+        if whole.positions is None:
+            return whole
+        return replace(whole, positions=whole.positions[self.slices.start : self.slices.stop])
 
     def identity(self) -> dict[str, Any]:
         """All that decides on the images, ready for JSON: two runs of one identity give the same result."""
@@ -178,6 +186,8 @@ def _gather(run: Run, parts: Parts, resumed: int) -> Result:
         seconds=[fact["seconds"] for fact in facts],
         resumed=resumed,
         identity=digest(run.identity()),
+        geometry=run.geometry,
+        scan_slices=run.scan.slices,
         read_samples=(lambda i: parts.read(run.slices[i]).images["samples"].numpy()) if run.save_samples else None,
     )
 

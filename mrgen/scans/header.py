@@ -14,6 +14,8 @@ from mrgen.errors import MrgenError
 
 NAMESPACE = "http://www.ismrm.org/ISMRMRD"
 FARTHEST = 1e5  # mm
+_LONGEST_TIME = 1e6  # ms
+_POSITIONS = {first + last for first in ("HF", "FF") for last in ("S", "P", "DL", "DR")}
 _LONGEST, _LARGEST, _DEEPEST = 2**22, 65535, 6  # characters; samples, xs:unsignedShort; nested elements
 _SPACES = "encodedSpace", "reconSpace"
 
@@ -153,6 +155,44 @@ def parse_header(xml: str, encoding: int = 0) -> Header:
         acceleration=(_number(this, factor + "1") or 1.0, _number(this, factor + "2") or 1.0),
         field_strength=_number(root, system + "systemFieldStrength_T"),
         noise_bandwidth=_number(root, system + "relativeReceiverNoiseBandwidth", 1) or 1.0,
+    )
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """What an image should say of how it was acquired; text of one value, empty where it is unknown."""
+
+    vendor: str | None = None
+    model: str | None = None
+    patient_position: str | None = None
+    field_strength: float | None = None  # T
+    tr: str = ""  # ms
+    te: str = ""
+    volume: bool = False  # encoded in 3-D
+
+
+def sequence_parameters(xml: str | None) -> Sequence:
+    """The sequence that a header describes; TR and TE only where there is one of each. Raises MrgenError."""
+    if xml is None:
+        return Sequence()
+    root = _root(xml)
+    system = "acquisitionSystemInformation/"
+    times = {name: root.findall(f"{{*}}sequenceParameters/{{*}}{name}") for name in ("TR", "TE")}
+    numbers = {
+        name: _number(root, f"sequenceParameters/{name}", _LONGEST_TIME) if len(found) == 1 else None
+        for name, found in times.items()
+    }
+    tr, te = ("" if number is None else f"{number:.10g}" for number in numbers.values())
+    position = _text(root, "measurementInformation/patientPosition")
+    depth = _index(root, "encoding/encodedSpace/matrixSize/z")
+    return Sequence(
+        vendor=_text(root, system + "systemVendor"),
+        model=_text(root, system + "systemModel"),
+        patient_position=position if position in _POSITIONS else None,
+        field_strength=_number(root, system + "systemFieldStrength_T"),
+        tr=tr,
+        te=te,
+        volume=(depth or 1) > 1,
     )
 
 

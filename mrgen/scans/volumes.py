@@ -44,10 +44,8 @@ def turn(array: Pixels, steps: NDArray[np.float64], plane: str) -> tuple[Pixels,
 
 
 def _read_nifti(path: Path, axis: str | None) -> Volume:
-    try:
-        import nibabel
-    except ImportError:
-        raise MrgenError("reading NIfTI needs the package nibabel: pip install 'mrgen[nifti]'") from None
+    import nibabel  # slow to load, for a command that may not need it
+
     try:
         image: Any = nibabel.load(path)
         array = np.asarray(image.dataobj)
@@ -81,12 +79,10 @@ def _read_npz(path: Path, axis: str | None) -> Volume:
     return replace(volume, heights=(0.0,) * len(volume.images)) if names[0] == "slices" else volume
 
 
-def _series(folder: Path) -> list[Any]:
+def read_series(folder: Path) -> list[Any]:
     """The DICOM files of a folder as pydicom has them, one image each, of one series. Raises MrgenError."""
-    try:
-        import pydicom
-    except ImportError:
-        raise MrgenError("reading DICOM needs the package pydicom: pip install 'mrgen[dicom]'") from None
+    import pydicom
+
     files = []
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
         try:
@@ -108,8 +104,17 @@ def _series(folder: Path) -> list[Any]:
     return files
 
 
+def series_pixels(files: list[Any]) -> Pixels:
+    """The images of DICOM files, rescaled, (slice, y, x). Raises MrgenError where they cannot be decoded."""
+    try:
+        images = [f.pixel_array * float(f.get("RescaleSlope", 1)) + float(f.get("RescaleIntercept", 0)) for f in files]
+    except Exception as error:  # pydicom and its decoders raise many types
+        raise MrgenError(f"its pixels cannot be decoded ({type(error).__name__}): decompress the files") from None
+    return np.stack(images).astype(np.float32)
+
+
 def _read_dicom(folder: Path, axis: str | None) -> Volume:
-    files = _series(folder)
+    files = read_series(folder)
     along_x, along_y = np.asarray(files[0].ImageOrientationPatient, np.float64).reshape(2, 3)
     normal = np.cross(along_x, along_y)
     height = np.array([np.asarray(f.ImagePositionPatient, np.float64) @ normal for f in files])
@@ -121,14 +126,7 @@ def _read_dicom(folder: Path, axis: str | None) -> Volume:
             f"slices {gaps.min():.2f} to {gaps.max():.2f} mm apart, expected equal steps: one series without gaps, "
             "and neither echoes nor repetitions in it"
         )
-    try:
-        images = [
-            files[i].pixel_array * float(files[i].get("RescaleSlope", 1)) + float(files[i].get("RescaleIntercept", 0))
-            for i in order
-        ]
-    except Exception as error:  # pydicom and its decoders raise many types
-        raise MrgenError(f"its pixels cannot be decoded ({type(error).__name__}): decompress the files") from None
-    array = np.stack(images).astype(np.float32)
+    array = series_pixels([files[i] for i in order])
     y, x = (float(v) for v in files[0].PixelSpacing)
     if axis is None:
         return magnitude_volume(array, (spacing, y, x))

@@ -11,7 +11,9 @@ from matplotlib.image import imread
 from mrgen import __version__
 from mrgen.errors import MrgenError
 from mrgen.review import output
+from mrgen.review.geometry import read_geometry
 from mrgen.review.metrics import psnr, psnr_fit, scores, ssim
+from mrgen.scans.scan import Geometry
 
 
 def make_result(reference: bool = True, slices: int = 3) -> output.Result:
@@ -43,6 +45,8 @@ def make_result(reference: bool = True, slices: int = 3) -> output.Result:
         seconds=[1.0, 2.5, 1.25][:slices],
         resumed=1,
         identity="cd" * 32,
+        geometry=Geometry(spacing=(1.0, 2.0)),
+        scan_slices=9,
     )
 
 
@@ -62,10 +66,12 @@ def test_the_volume_file_holds_images_mask_and_provenance(tmp_path):
             "prior_sha256": "ab" * 32,
             "recipe": "posterior",
             "first_slice": 4,
+            "scan_slices": 9,
             "mrgen_version": __version__,
             "notice": "Research use only. Not for diagnostic use.",
         }
         assert b"Doe" not in file["ismrmrd_header"][()]
+        assert read_geometry(file) == result.geometry
 
 
 def test_the_report_gives_every_figure_per_slice_and_volume(tmp_path):
@@ -82,7 +88,7 @@ def test_the_report_gives_every_figure_per_slice_and_volume(tmp_path):
         assert second[name]["psnr"] == psnr(image[1], truth[1], peak)
     assert (report["R"], report["R_of_all_lines"], report["zero_filled_lines"]) == (1.9, 2.0, 1)
     assert report["seconds"] == {"reconstruction": 4.75, "slices": [1.0, 2.5, 1.25]}
-    assert (report["resumed_slices"], report["identity"]) == (1, "cd" * 32)
+    assert (report["resumed_slices"], report["identity"], report["geometry"]) == (1, "cd" * 32, "nominal")
     assert report["std_relative_sampling_error"] == pytest.approx(0.267, abs=1e-3)
     assert (
         report["metrics"]["volume_rss"]["reconstruction"]["psnr"]

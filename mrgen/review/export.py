@@ -1,0 +1,143 @@
+"""From a result to the files that viewers, a PACS and other tools read: a folder a format, which appears as a whole."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mrgen.errors import MrgenError
+from mrgen.review.geometry import NOMINAL_NOTICE, Placement, place
+from mrgen.review.identity import ANONYMOUS, Identity, Names
+from mrgen.review.stored import Stored, read_stored
+from mrgen.scans.files import naming
+from mrgen.scans.scan import Geometry
+
+HDF5, NIFTI, DICOM = FORMATS = ("hdf5", "nifti", "dicom")
+_OURS = {NIFTI: re.compile(r"\w+\.nii\.gz"), DICOM: re.compile(r"\d{4}_\w+")}
+
+
+def parse_formats(text: str) -> tuple[str, ...]:
+    """The formats in "hdf5,nifti,dicom", of which hdf5 is always one. Raises MrgenError for others."""
+    named = [name for name in re.split(r"[,\s]+", text.lower()) if name]
+    unknown = [name for name in named if name not in FORMATS]
+    if unknown or not named:
+        raise MrgenError(f"--formats {text!r}: expected some of {', '.join(FORMATS)}, separated by commas")
+    return tuple(name for name in FORMATS if name in (HDF5, *named))
+
+
+@dataclass(frozen=True)
+class Exports:
+    """What is made of a result beside its HDF5 file."""
+
+    formats: tuple[str, ...] = FORMATS
+    reference: Path | None = None  # a folder with the scanner's DICOM series of the same scan
+    identity: Identity = ANONYMOUS
+    samples: bool = False  # every posterior sample as a DICOM series
+
+    def check(self, out: Path, geometry: Geometry, count: int, total: int, matrix: tuple[int, int]) -> Placement:
+        """The placement of `count` of `total` slices of `matrix` (y, x), as far as it is known before they are there.
+
+        Raises MrgenError for what would be refused in the end: see `write`.
+        """
+        for name in (NIFTI, DICOM):
+            _own(out / name, name)
+        if self.reference is not None:
+            from mrgen.review.reference import open_reference
+
+            # that of the first slices will do for a check
+            whole = open_reference(self.reference, total, matrix).placement()
+            placement = replace(whole, origins=whole.origins[:count])
+        else:
+            placement = place(geometry, count, matrix)
+        self._check(placement)
+        return placement
+
+    def _check(self, placement: Placement) -> None:
+        if placement.nominal and self.identity.real:
+            raise MrgenError(
+                f"{NOMINAL_NOTICE}: the raw data do not tell where the slices lie, and such images must not carry a "
+                "real patient or study id; name the scanner's DICOM series of this scan with --reference-dicom, or "
+                "leave the ids out"
+            )
+        if NIFTI in self.formats:
+            from mrgen.review.nifti import check_nifti
+
+            check_nifti(placement)
+
+    def write(self, out: Path, result: Path, say: Callable[[str], None]) -> list[Path]:
+        """Write the formats made of the file `result` into folders of `out`, and return these.
+
+        Raises MrgenError for a result that cannot be used, for a nominal geometry with a real identity, slices that a
+        format cannot hold, folders with files of others, and where the disk refuses.
+        """
+        folders = [out / name for name in self.formats if name != HDF5]
+        if not folders:
+            return []
+        stored = read_stored(result)
+        with naming(result):
+            if self.samples and not stored.has_samples:
+                raise MrgenError("it holds no samples: reconstruct the scan with --save-samples")
+            placement, identity = self._place(stored)
+            self._check(placement)
+        if placement.nominal:
+            say(f"note    {NOMINAL_NOTICE}: the raw data do not tell where the slices lie")
+        names = Names.of((stored.digest(), placement.key()), identity)
+        for folder in folders:
+            _own(folder, folder.name)
+        try:
+            for folder in folders:
+                partial = out / f".{folder.name}.partial"
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+                try:
+                    self._fill(partial, folder.name, stored, placement, names)
+                    shutil.rmtree(folder, ignore_errors=True)
+                    partial.rename(folder)
+                finally:
+                    shutil.rmtree(partial, ignore_errors=True)
+        except OSError as error:
+            raise MrgenError(f"could not write to {out} ({error}): free space, then use mrgen export") from None
+        return folders
+
+    def _place(self, stored: Stored) -> tuple[Placement, Identity]:
+        count, *matrix = stored.shape
+        if self.reference is None:
+            return place(stored.geometry, count, (matrix[0], matrix[1])), self.identity
+        from mrgen.review.reference import open_reference, place_by_reference
+
+        total, first = (int(stored.attributes[name]) for name in ("scan_slices", "first_slice"))
+        reference = open_reference(self.reference, total, (matrix[0], matrix[1]))
+        placement = place_by_reference(reference, stored.images["reconstruction"], first)
+        return placement, reference.identity
+
+    def _fill(self, folder: Path, name: str, stored: Stored, placement: Placement, names: Names) -> None:
+        if name == NIFTI:
+            from mrgen.review.nifti import write_nifti
+
+            write_nifti(folder, stored, placement)
+        else:
+            from mrgen.review.dicom import Objects, write_dicom
+            from mrgen.review.parametric_map import write_parametric_map
+
+            objects = Objects(stored, placement, names)
+            mean = write_dicom(folder, objects, self.samples)
+            if "std" in stored.images:
+                write_parametric_map(folder, objects, mean)
+
+
+def _own(folder: Path, name: str) -> None:
+    """Raises MrgenError unless `folder` is missing or holds nothing but what mrgen writes there."""
+    if folder.exists() and (
+        not folder.is_dir() or any(not _OURS[name].fullmatch(entry.name) for entry in folder.iterdir())
+    ):
+        raise MrgenError(f"{folder} holds other files than mrgen's own: move them, or choose another output folder")
+
+
+def clear_exports(out: Path) -> None:
+    """Remove the folders made of an earlier result, which the next one will not belong to. Raises MrgenError."""
+    for name in (NIFTI, DICOM):
+        _own(out / name, name)
+        shutil.rmtree(out / name, ignore_errors=True)

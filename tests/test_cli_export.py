@@ -1,0 +1,173 @@
+"""`mrgen export`, and what `mrgen recon` writes beside its HDF5 file."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import h5py
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+import torch
+
+from mrgen import cli
+from mrgen.cli import recon as recon_command
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def mrgen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Call the entry point as a shell would: (exit code, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mrgen", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        streams = capsys.readouterr()
+        return int(caught.value.code or 0), streams.out, streams.err
+
+    return call
+
+
+@pytest.fixture
+def scan(write_scan, phantom: Callable[..., torch.Tensor], header: Callable[..., str]) -> Path:
+    kspace = 1e-3 * phantom(slices=2, coils=4, shape=(32, 24), noise=0.01)
+    return write_scan("Doe_Jane.h5", kspace=kspace, ismrmrd_header=header((32, 24)))
+
+
+def written(out: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+
+
+OPTIONS = ["--R", 2, "--center-fraction", 0.25, "--recipe", "zero-filled", "--device", "cpu"]
+NIFTI = ["nifti/reconstruction.nii.gz", "nifti/zero_filled.nii.gz"]
+DICOM = ["dicom/1001_reconstruction/00001.dcm", "dicom/1001_reconstruction/00002.dcm"]
+
+
+def test_recon_writes_every_format_and_export_the_same(mrgen, scan, tmp_path):
+    code, text, _ = mrgen("recon", scan, *OPTIONS, "-o", tmp_path / "out")
+    assert code == 0
+    assert "NOMINAL GEOMETRY, L/R NOT VERIFIED" in text
+    files = written(tmp_path / "out")
+    assert sorted(files) == sorted(["Doe_Jane.h5", "figure.png", "report.json", *NIFTI, *DICOM])
+    assert json.loads(files["report.json"])["geometry"] == "nominal"
+    code, text, _ = mrgen("export", tmp_path / "out/Doe_Jane.h5", "-o", tmp_path / "again")
+    assert code == 0
+    assert text.count("wrote") == 2
+    again = written(tmp_path / "again")
+    assert {name: again[name] for name in DICOM + NIFTI} == {name: files[name] for name in DICOM + NIFTI}
+    assert mrgen("recon", scan, *OPTIONS, "-o", tmp_path / "other", "--formats", "dicom")[0] == 0
+    for name in DICOM:  # the same seed gives the same UIDs and pixels
+        one, two = (pydicom.dcmread(folder / name) for folder in (tmp_path / "out", tmp_path / "other"))
+        assert (one.SOPInstanceUID, one.PixelData) == (two.SOPInstanceUID, two.PixelData)
+
+
+def test_nothing_of_the_header_that_identifies_is_in_any_output(mrgen, scan, tmp_path):
+    assert mrgen("recon", scan, *OPTIONS, "-o", tmp_path / "out")[0] == 0
+    with h5py.File(scan) as file:
+        root = ElementTree.fromstring(file["ismrmrd_header"][()])
+        texts = {(e.text or "").strip() for e in root.iter()} | set(file.attrs.values())
+    kept = {text for text in texts if re.fullmatch(r"[\d.]*|HFS", text)}  # sizes, the position of the patient
+    secrets = {word for text in texts - kept for word in (text, *text.split("^"), text.replace("-", ""))}
+    assert {"Doe^Jane", "Doe", "Jane brain", "Q4711Z", "2001-02-03", "20010203", "Somewhere"} <= secrets
+    for name, content in written(tmp_path / "out").items():
+        unpacked = gzip.decompress(content) if name.endswith(".gz") else content
+        for secret in secrets:
+            assert secret.encode() not in unpacked, name
+            assert secret.encode("utf-16-le") not in unpacked, name
+
+
+@pytest.mark.parametrize("formats", ["hdf5", "nifti", "DICOM", "dicom, nifti"])
+def test_formats_are_chosen_and_stale_ones_go(mrgen, scan, tmp_path, formats):
+    assert mrgen("recon", scan, *OPTIONS, "-o", tmp_path / "out")[0] == 0
+    assert mrgen("recon", scan, *OPTIONS, "-o", tmp_path / "out", "--formats", formats)[0] == 0
+    expected = NIFTI * ("nifti" in formats) + DICOM * ("dicom" in formats.lower())
+    assert sorted(written(tmp_path / "out")) == sorted(["Doe_Jane.h5", "figure.png", "report.json", *expected])
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (["--formats", "png"], "--formats 'png': expected some of hdf5, nifti, dicom"),
+        (["--patient-id", "4711"], "NOMINAL GEOMETRY"),
+        (["--patient-id", ""], "--patient-id: expected 1 to 64 printable characters"),
+        (["--study-uid", "1.2.3"], "say with --patient-id to which"),
+        (["--patient-id", "4711", "--study-uid", "1.02"], "expected a DICOM UID"),
+        (["--formats", "nifti", "--patient-id", "4711"], "need dicom among them"),
+        (["--patient-id", "4711", "--reference-dicom", "none"], "--reference-dicom brings a patient and a study"),
+        (["--reference-dicom", "none"], "expected a folder with the scanner's DICOM images"),
+    ],
+)
+def test_refusals_come_before_the_computing(mrgen, scan, tmp_path, monkeypatch, options, match):
+    monkeypatch.setattr(recon_command, "reconstruct_scan", lambda *_: 1 / 0)
+    code, _, error = mrgen("recon", scan, *OPTIONS, *options, "-o", tmp_path / "out")
+    assert (code, error.count("\n")) == (1, 1)
+    assert match in error
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_files_of_others_are_left_alone(mrgen, scan, tmp_path):
+    (tmp_path / "out/dicom").mkdir(parents=True)
+    (tmp_path / "out/dicom/mine.dcm").write_text("mine")
+    code, _, error = mrgen("recon", scan, *OPTIONS, "-o", tmp_path / "out")
+    assert code == 1
+    assert "dicom holds other files than mrgen's own" in error
+    assert written(tmp_path / "out") == {"dicom/mine.dcm": b"mine"}
+
+
+def test_a_skipped_scan_gets_the_formats_it_lacks(mrgen, scan, tmp_path, write_scan, phantom):
+    other = write_scan("other.h5", kspace=1e-3 * phantom(slices=1, shape=(32, 24)))
+    arguments = ["recon", scan, other, *OPTIONS, "-o", tmp_path / "out"]
+    assert mrgen(*arguments, "--formats", "nifti")[0] == 0
+    before = written(tmp_path / "out")
+    code, text, _ = mrgen(*arguments)
+    assert code == 0
+    assert text.count("skipped ") == 2
+    after = written(tmp_path / "out")
+    assert after.items() >= before.items()
+    assert sorted(after.keys() - before.keys()) == [*(f"Doe_Jane/{name}" for name in DICOM), f"other/{DICOM[0]}"]
+
+
+def test_a_failing_disk_leaves_what_was_there(mrgen, scan, tmp_path, monkeypatch):
+    assert mrgen("recon", scan, *OPTIONS, "-o", tmp_path / "out")[0] == 0
+    before = written(tmp_path / "out")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pydicom.Dataset, "save_as", full)
+    code, _, error = mrgen("export", tmp_path / "out/Doe_Jane.h5", "--formats", "dicom")
+    assert code == 1
+    assert "could not write" in error
+    assert "No space left" in error
+    assert written(tmp_path / "out") == before
+
+
+def test_what_is_no_result_is_refused(mrgen, scan, tmp_path):
+    for path, match in (
+        (scan, "Doe_Jane.h5: no dataset 'reconstruction'"),
+        (tmp_path / "none.h5", "none.h5: there is no such file"),
+    ):
+        code, _, error = mrgen("export", path, "-o", tmp_path / "out")
+        assert (code, error.count("\n")) == (1, 1)
+        assert match in error
+
+
+def test_the_axes_of_the_result_are_those_of_the_images(mrgen, scan, tmp_path):
+    assert mrgen("recon", scan, *OPTIONS, "-o", tmp_path / "out", "--slices", "1:2")[0] == 0
+    image = nibabel.load(tmp_path / "out/nifti/reconstruction.nii.gz")
+    ds = pydicom.dcmread(tmp_path / "out" / DICOM[0])
+    assert image.shape == (24, 32, 1)
+    assert ds.pixel_array.shape == (32, 24)
+    scaled = ds.pixel_array * ds.RealWorldValueMappingSequence[0].RealWorldValueSlope
+    half = 0.501 * ds.RealWorldValueMappingSequence[0].RealWorldValueSlope
+    top = ds.pixel_array < 32767
+    assert np.abs(scaled - np.asarray(image.dataobj)[..., 0].T)[top].max() < half
