@@ -205,7 +205,7 @@ def _spread(image: Array, std: Array, reference: Array) -> dict[str, float]:
     """spread_scores as they are, and with one scalar fit of image and std: `_fit`."""
     s = best_scale(image, reference)
     fitted = spread_scores(s * image, abs(s) * std, reference)
-    return spread_scores(image, std, reference) | {f"{k}_fit": fitted[k] for k in ("coverage", "rank_correlation")}
+    return spread_scores(image, std, reference) | {f"{k}_fit": v for k, v in fitted.items() if k != "body"}
 
 
 def evaluate_pair(pair: Pair) -> Record:
