@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mrgen import __version__
-from mrgen.cli import em, evaluate, inspect, recon, simulate, train
+from mrgen.cli import calibrate, em, evaluate, inspect, recon, simulate, train
 from mrgen.errors import MrgenError
 from mrgen.review.figure import NOTICE
 
@@ -30,7 +30,15 @@ def _options(
     del version  # its callback has done the work
 
 
-for command in (inspect.inspect, recon.recon, train.train_prior, em.em, evaluate.evaluate, simulate.simulate):
+for command in (
+    inspect.inspect,
+    recon.recon,
+    calibrate.calibrate,
+    train.train_prior,
+    em.em,
+    evaluate.evaluate,
+    simulate.simulate,
+):
     app.command()(command)
 
 

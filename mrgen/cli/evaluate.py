@@ -69,6 +69,8 @@ def _spread(figures: Record) -> list[str]:
             f"  mean ± 1.645 std covers {of['coverage' + fit]:.1%} (Gaussian: 90%), "
             f"rank correlation with errors {of['rank_correlation' + fit]:.2f}, AUSE {of['ause' + fit]:.2f}{how}"
         )
+    if "coverage_calibrated" in of:
+        lines.append(f"  the interval, calibrated, covers {of['coverage_calibrated']:.1%}")
     return lines
 
 

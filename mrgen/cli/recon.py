@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -21,10 +21,12 @@ from mrgen.physics.masks import PATTERNS, achieved_acceleration
 from mrgen.posterior.batch import Batch
 from mrgen.prior.distributed import join
 from mrgen.prior.files import bundled_prior, load_prior
+from mrgen.review.calibration import read_calibration
 from mrgen.review.figure import NOTICE, label
 from mrgen.review.output import finished, prepare_output_dir, write_result
 from mrgen.review.parts import partial_slices
 from mrgen.review.run import Run, digest, reconstruct_scan
+from mrgen.review.uncertainty import std_sampling_error
 from mrgen.scans.maskfile import read_mask
 from mrgen.scans.open import open_scan
 from mrgen.scans.prepare import default_center_fraction, undersampling_mask
@@ -78,7 +80,8 @@ def choose_mask(
     return undersampling_mask(scan, sampling, acceleration, seed, slice_index=0)
 
 
-def _load_recipe(name: str, samples: int | None, prior: Path | None, save_samples: bool) -> Recipe:
+def load_recipe(name: str, samples: int | None, prior: Path | None, save_samples: bool = False) -> Recipe:
+    """The recipe of a command's options. Raises MrgenError for options that it has no use for."""
     recipe = load(Recipe, name)
     if samples is not None and not recipe.draws:
         raise MrgenError(f"recipe {name!r} draws no samples: leave out --samples")
@@ -132,8 +135,26 @@ def _reconstruct(scan_file: Path, out: Path, plan: _Plan, skip_finished: bool) -
     for name, score in result.volume_scores(result.reference).items():
         figures = [f"PSNR {s['psnr_fit']:5.2f} dB, SSIM {s['ssim_fit']:.4f}" for s in (score, of_rss[name])]
         say(f"{label(name, run.samples):<24}{'    '.join(figures)}")
+    if run.samples is not None:
+        for line in spread_lines(run.samples, result.calibration):
+            say(line)
     for path in paths:
         say(f"wrote   {path}")
+
+
+def spread_lines(n: int, interval: dict[str, Any] | None) -> list[str]:
+    """What the std of n samples is, and what it is not."""
+    lines = [
+        f"spread  n = {n} samples: the std of a pixel is off by {std_sampling_error(n):.0%} of itself, the mean by "
+        f"{1 / math.sqrt(n):.2f} std (one sigma)"
+    ]
+    if interval is None:
+        return [*lines, "        posterior spread, not calibrated: see mrgen calibrate"]
+    return [
+        *lines,
+        f"        mean ± {interval['factor']:.2f} std is to cover {interval['coverage']:.0%} of the body, as it did on "
+        "average over the calibration scans",
+    ]
 
 
 def _reconstruct_each(scan_files: list[Path], out: Path, plan: _Plan) -> int:
@@ -154,7 +175,8 @@ def _reconstruct_each(scan_files: list[Path], out: Path, plan: _Plan) -> int:
     return len(failed)
 
 
-def _refuse_namesakes(scan_files: list[Path]) -> None:
+def refuse_namesakes(scan_files: list[Path]) -> None:
+    """Raises MrgenError for files of one name, whose results would get one folder."""
     stem, count = Counter(path.stem for path in scan_files).most_common(1)[0]
     if count > 1:
         raise MrgenError(
@@ -195,6 +217,9 @@ def recon(
         Path | None, typer.Option("--prior", help="A prior (.safetensors); without it, the bundled one.")
     ] = None,
     samples: Annotated[int | None, typer.Option(min=2, help="Posterior samples; without it, the recipe's.")] = None,
+    interval_file: Annotated[
+        Path | None, typer.Option("--calibration", help="A file of mrgen calibrate: adds the interval it was made for.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the mask's offset and the samples.")] = 0,
     slices: Annotated[str | None, typer.Option(metavar="A:B", help="Only the slices A to B - 1.")] = None,
     save_samples: Annotated[
@@ -209,8 +234,11 @@ def recon(
 
     Under torchrun, several processes share the scans, each on a GPU of its own.
     """
-    recipe = _load_recipe(recipe_name, samples, prior_file, save_samples)
-    _refuse_namesakes(scan_files)
+    recipe = load_recipe(recipe_name, samples, prior_file, save_samples)
+    if interval_file is not None and not recipe.draws:
+        raise MrgenError(f"recipe {recipe_name!r} draws no samples: leave out --calibration")
+    intervals = None if interval_file is None else read_calibration(interval_file)
+    refuse_namesakes(scan_files)
     processes = join(device.resolve(), OTHERS_MAY_TAKE)
     target, prefix = processes.device, f"[{processes.rank}] " if processes.count > 1 else ""
     mine, count = scan_files[processes.rank :: processes.count], 0
@@ -231,6 +259,7 @@ def recon(
                 calibration,
                 coils,
                 save_samples,
+                intervals,
                 batch,
             )
 

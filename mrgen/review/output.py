@@ -26,6 +26,7 @@ from mrgen.errors import MrgenError
 from mrgen.physics.masks import achieved_acceleration
 from mrgen.review.figure import NOTICE, save_figure
 from mrgen.review.metrics import Array, scores
+from mrgen.review.uncertainty import std_sampling_error
 from mrgen.scans.header import anonymous_header
 
 DEFINITIONS = (
@@ -62,6 +63,8 @@ class Result:
     seconds: list[float]  # of each slice
     resumed: int  # slices that an earlier, interrupted run had finished
     identity: str  # SHA-256 of all that decides on the images
+    interval: Array | None = None  # half-width of the calibrated interval about the reconstruction
+    calibration: dict[str, Any] | None = None  # that interval's coverage and factor, and the calibration's SHA-256
     read_samples: Callable[[int], Array] | None = None  # samples (n, y, x) of the i-th slice, where they are kept
 
     @property
@@ -134,7 +137,14 @@ def write_result(out_dir: Path, stem: str, result: Result) -> list[Path]:
 
 
 def _write_volume(path: Path, result: Result) -> None:
-    arrays = {**result.images, "std": result.std, "reference": result.reference, "rss": result.rss, "mask": result.mask}
+    arrays = {
+        **result.images,
+        "std": result.std,
+        "interval": result.interval,
+        "reference": result.reference,
+        "rss": result.rss,
+        "mask": result.mask,
+    }
     attributes = {
         "R": result.acceleration,
         "zero_filled_lines": result.zero_filled,
@@ -142,6 +152,7 @@ def _write_volume(path: Path, result: Result) -> None:
         "n_samples": result.samples,
         "prior_sha256": result.prior_sha256,
         "recipe": result.recipe["name"],
+        **{f"interval_{key}": value for key, value in (result.calibration or {}).items()},
         "first_slice": result.first_slice,
         "mrgen_version": __version__,
         "notice": NOTICE,
@@ -188,7 +199,8 @@ def _report(result: Result) -> dict[str, Any]:
         "identity": result.identity,
     }
     if result.samples is not None:
-        report["std_relative_sampling_error"] = 1 / math.sqrt(2 * (result.samples - 1))
+        report["std_relative_sampling_error"] = std_sampling_error(result.samples)
+        report["interval"] = result.calibration
     if result.reference is not None:
         slices = [{"slice": result.first_slice + i, **result.slice_scores(i)} for i in range(count)]
         report["metrics"] = {

@@ -21,6 +21,7 @@ from mrgen.physics.masks import achieved_acceleration
 from mrgen.posterior.batch import Batch
 from mrgen.posterior.reconstruct import Reconstruction, reconstruct
 from mrgen.prior.files import Prior
+from mrgen.review.calibration import Calibration
 from mrgen.review.metrics import Array
 from mrgen.review.output import Result
 from mrgen.review.parts import Part, Parts
@@ -45,14 +46,25 @@ class Run:
     calibration: Scan | None = None  # of the same coils, for scans without a fully sampled centre
     coils: int | None = None  # virtual coils to compress the scan's to
     save_samples: bool = False
+    intervals: Calibration | None = None  # of the spread
     batch: Batch | None = None  # shared by runs, so that the next one knows how much fits into memory
 
     @property
     def samples(self) -> int | None:
         return self.recipe.samples if self.recipe.draws else None
 
+    def interval(self) -> dict[str, Any] | None:
+        """Coverage and factor of the calibrated interval. Raises MrgenError where the calibration does not apply."""
+        if self.intervals is None:
+            return None
+        self.intervals.refuse_other(self.recipe, self.prior.sha256 if self.prior else None)
+        mask = self.scan.mask if self.undersample is None else self.undersample
+        assert mask is not None
+        factor = self.intervals.factor(achieved_acceleration(mask, sum(self.scan.padding)))
+        return {"coverage": self.intervals.coverage, "factor": factor, "sha256": self.intervals.sha256}
+
     def identity(self) -> dict[str, Any]:
-        """All that decides on the images, ready for JSON: two runs of one identity give the same result."""
+        """All that decides on the result, ready for JSON: two runs of one identity give the same result."""
         mask = "as measured"
         if self.undersample is not None:
             mask = hashlib.sha256(self.undersample.numpy(force=True).tobytes()).hexdigest()
@@ -68,6 +80,7 @@ class Run:
             "seed": self.seed,
             "device": self.device.partition(":")[0],
             "choice of --save-samples": self.save_samples,
+            "calibration of the spread": None if self.intervals is None else self.intervals.sha256,
         }
 
 
@@ -95,6 +108,7 @@ def reconstruct_scan(
     of the `Result` alone, once all are finished. `progress` hears the fraction done and where that is, such as "slice 2
     of 5, step 13 of 160". Raises MrgenError for slices that cannot be used, and where memory is short.
     """
+    run.interval()  # which may be refused, so before hours of computing
     left = [index for index in run.slices if index not in parts]
     resumed = len(run.slices) - len(left)
     batch = run.batch or Batch.on(run.device, say)
@@ -152,8 +166,11 @@ def _gather(run: Run, parts: Parts, resumed: int) -> Result:
         for name, image in part.images.items():
             volume = volumes.setdefault(name, np.empty((len(run.slices), *image.shape), np.float32))
             volume[number] = image.numpy()
+    std, interval = volumes.pop("std", None), run.interval()
     return Result(
-        std=volumes.pop("std", None),
+        std=std,
+        interval=None if std is None or interval is None else interval["factor"] * std,
+        calibration=interval,
         reference=volumes.pop("reference", None),
         rss=volumes.pop("rss", None),
         images=volumes,

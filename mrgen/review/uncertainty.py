@@ -65,8 +65,9 @@ def rank_correlation(error: Values, spread: Values) -> float:
 def sparsification(error: Values, order: Values) -> Values:
     """Mean error of what is left when 0, 1, ... N - 1 pixels of largest `order` are out, over that of all, (N,)."""
     kept = error.ravel()[np.argsort(order, axis=None, kind="stable")].astype(np.float64)
-    means: Values = (np.cumsum(kept) / np.arange(1, kept.size + 1))[::-1]
-    return means / means[0]
+    means = (np.cumsum(kept) / np.arange(1, kept.size + 1))[::-1]
+    relative: Values = means / means[0]
+    return relative
 
 
 def ause(error: Values, spread: Values) -> float:
@@ -99,14 +100,15 @@ def calibrated_factor(scores: Sequence[Values], share: float) -> float:
     order = np.argsort(values, kind="stable")
     reached = np.cumsum(weights[order])
     # rounding of the sum must not ask for one pixel more
-    factor = float(values[order][min(np.searchsorted(reached, share - 1e-12), values.size - 1)])
+    first = min(int(np.searchsorted(reached, share - 1e-12)), values.size - 1)
+    factor = float(values[order][first])
     if not np.isfinite(factor):
         raise ValueError("the spread is 0 in too many pixels, expected samples that differ")
     return factor
 
 
 def guaranteed_coverage(share: float, scans: int) -> float:
-    """What a factor fitted to `share` on so many scans covers of the next one at least, on average: share K / (K + 1)."""
+    """share K / (K + 1), what a factor fitted to `share` on K scans covers of the next one at least, on average."""
     return share * scans / (scans + 1)
 
 
