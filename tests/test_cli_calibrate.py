@@ -123,6 +123,30 @@ def test_without_samples_or_reference_there_is_nothing_to_calibrate(
     assert not (tmp_path / "c.json").exists()
 
 
+def test_every_reconstruction_with_samples_is_checked(mrgen, heads, recipe, tmp_path):
+    images = {}
+    for name, options in (("checked", []), ("not", ["--no-check"]), ("many", ["--samples", 19])):
+        arguments = ("recon", heads[0], "--R", 2, "--recipe", recipe, "--device", "cpu", *options)
+        code, text, _ = mrgen(*arguments, "--save-samples", "-o", tmp_path / name)
+        assert code == 0, text
+        report = json.loads((tmp_path / name / "report.json").read_text())["checks"]["slices"]
+        assert [check["slice"] for check in report] == [0, 1]
+        assert all(check["measured_share"] + check["null_space_share"] == pytest.approx(1) for check in report)
+        share = np.mean([check["measured_share"] for check in report])
+        assert f"shares  {share:.1%} of the image's power is measured" in text
+        assert ("withheld lines the error is" in text) == (name != "not")
+        with h5py.File(tmp_path / name / "head0.h5") as file:
+            images[name] = {key: file[key][()] for key in file}
+        assert images[name]["null_space"].shape == images[name]["std"].shape
+    assert "n = 19 samples: the std of a pixel is off by 17% of itself, the mean by 0.23 std" in text
+    for key in ("reconstruction", "std", "samples"):
+        assert np.array_equal(images["checked"][key], images["not"][key]), "the check leaves the samples as they are"
+    assert "quantile_05" not in images["checked"], "of 4 samples"
+    ordered = np.sort(images["many"]["samples"], axis=1)
+    np.testing.assert_allclose(images["many"]["quantile_05"], ordered[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(images["many"]["quantile_95"], ordered[:, -1], rtol=1e-5)
+
+
 LEVEL = Level(4, 4.0, 2.0, 3, 3, 0.7, 0.8, 0.85, 0.9, 0.3, 0.3)
 
 

@@ -136,10 +136,35 @@ def _reconstruct(scan_file: Path, out: Path, plan: _Plan, skip_finished: bool) -
         figures = [f"PSNR {s['psnr_fit']:5.2f} dB, SSIM {s['ssim_fit']:.4f}" for s in (score, of_rss[name])]
         say(f"{label(name, run.samples):<24}{'    '.join(figures)}")
     if run.samples is not None:
-        for line in spread_lines(run.samples, result.calibration):
+        for line in [*spread_lines(run.samples, result.calibration), *check_lines(result.checks)]:
             say(line)
     for path in paths:
         say(f"wrote   {path}")
+
+
+def check_lines(checks: list[dict[str, Any]]) -> list[str]:
+    """What the data say of the samples, averaged over slices: see mrgen.posterior.check."""
+
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    measured, residual = (mean([check[key] for check in checks]) for key in ("measured_share", "residual"))
+    lines = [
+        f"shares  {measured:.1%} of the image's power is measured, {1 - measured:.1%} the prior's (null space); "
+        f"residual {residual:.2f} of the noise"
+    ]
+    withheld = [check["withheld"] for check in checks if check.get("withheld")]
+    if withheld:
+        ratio = math.sqrt(mean([w["ratio"] ** 2 for w in withheld]))
+        error = math.sqrt(sum((w["ratio"] * w["standard_error"]) ** 2 for w in withheld)) / len(withheld) / ratio
+        count = sum(w["lines"] for w in withheld)
+        lines.append(
+            f"check   at {count} withheld lines the error is {ratio:.2f} ± {error:.2f} of what the spread predicts (1 "
+            "is right)"
+        )
+    elif "withheld" in checks[0]:
+        lines.append("check   no line outside the centre of k-space can be withheld")
+    return lines
 
 
 def spread_lines(n: int, interval: dict[str, Any] | None) -> list[str]:
@@ -225,6 +250,9 @@ def recon(
     save_samples: Annotated[
         bool, typer.Option("--save-samples", help="Keep every posterior sample in the .h5 file, too.")
     ] = False,
+    check: Annotated[
+        bool, typer.Option(help="Hold the spread against withheld lines, which costs two more samples a slice.")
+    ] = True,
     resume: Annotated[
         bool, typer.Option(help="Go on from the slices that an interrupted run has left, and skip finished scans.")
     ] = True,
@@ -260,6 +288,7 @@ def recon(
                 coils,
                 save_samples,
                 intervals,
+                check and recipe.draws,
                 batch,
             )
 

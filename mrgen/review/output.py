@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,12 @@ DEFINITIONS = (
     "whitened coil images (volume_rss), whose background is the noise of all coils; peak = maximum of the reference "
     "volume. psnr (dB), ssim and nmse without a fit, as in fastmri.evaluate; psnr_fit, ssim_fit and nmse_fit after the "
     "best scalar fit, of each slice or of the whole volume."
+)
+CHECKS = (
+    "measured_share, null_space_share: of the power of the samples' complex mean, what the sampled lines resolve above "
+    "their noise, and the rest, which is the prior's. residual: of the samples, over what the noise alone leaves; 1 if "
+    "the model is right. withheld: samples drawn without some lines; ratio of their rms error at these lines to what "
+    "their spread and the noise predict, 1 if the spread is right."
 )
 Scores = dict[str, dict[str, float]]
 
@@ -65,6 +71,9 @@ class Result:
     identity: str  # SHA-256 of all that decides on the images
     interval: Array | None = None  # half-width of the calibrated interval about the reconstruction
     calibration: dict[str, Any] | None = None  # that interval's coverage and factor, and the calibration's SHA-256
+    null_space: Array | None = None  # what the scan does not measure of the samples' complex mean, magnitude
+    quantiles: dict[str, Array] = field(default_factory=dict)  # by name, of enough samples
+    checks: list[dict[str, Any]] = field(default_factory=list)  # of each slice: mrgen.posterior.check
     read_samples: Callable[[int], Array] | None = None  # samples (n, y, x) of the i-th slice, where they are kept
 
     @property
@@ -140,7 +149,9 @@ def _write_volume(path: Path, result: Result) -> None:
     arrays = {
         **result.images,
         "std": result.std,
+        **result.quantiles,
         "interval": result.interval,
+        "null_space": result.null_space,
         "reference": result.reference,
         "rss": result.rss,
         "mask": result.mask,
@@ -201,6 +212,7 @@ def _report(result: Result) -> dict[str, Any]:
     if result.samples is not None:
         report["std_relative_sampling_error"] = std_sampling_error(result.samples)
         report["interval"] = result.calibration
+        report["checks"] = {"definitions": CHECKS, "slices": result.checks}
     if result.reference is not None:
         slices = [{"slice": result.first_slice + i, **result.slice_scores(i)} for i in range(count)]
         report["metrics"] = {

@@ -25,10 +25,13 @@ from mrgen.review.calibration import Calibration
 from mrgen.review.metrics import Array
 from mrgen.review.output import Result
 from mrgen.review.parts import Part, Parts
+from mrgen.review.uncertainty import quantiles
 from mrgen.scans.prepare import prepare
 from mrgen.scans.recognise import acceleration_text
 from mrgen.scans.scan import Scan, Slice
 from mrgen.settings import Recipe
+
+QUANTILES = 0.9  # share of the samples between the two that are kept, where there are enough of them
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Run:
     coils: int | None = None  # virtual coils to compress the scan's to
     save_samples: bool = False
     intervals: Calibration | None = None  # of the spread
+    check: bool = False  # hold the spread against withheld lines
     batch: Batch | None = None  # shared by runs, so that the next one knows how much fits into memory
 
     @property
@@ -80,6 +84,7 @@ class Run:
             "seed": self.seed,
             "device": self.device.partition(":")[0],
             "choice of --save-samples": self.save_samples,
+            "choice of --check": self.check,
             "calibration of the spread": None if self.intervals is None else self.intervals.sha256,
         }
 
@@ -136,7 +141,9 @@ def reconstruct_scan(
             )
             if number == 0:
                 _describe(run, slice_.mask, _facts(slice_), say)
-            result = reconstruct(slice_, run.prior, run.recipe, slice_generator(run.seed, index), step, batch)
+            result = reconstruct(
+                slice_, run.prior, run.recipe, slice_generator(run.seed, index), step, batch, run.check
+            )
         except MrgenError as error:
             raise MrgenError(f"slice {index}: {error}") from error
         except torch.OutOfMemoryError as error:
@@ -147,7 +154,8 @@ def reconstruct_scan(
         images = {name: _scanner_units(x, slice_, run.scan.crop) for name, x in _images(run, slice_, result).items()}
         images["mask"] = slice_.mask.cpu()
         seconds = round(time.perf_counter() - begun, 2)
-        parts.write(index, Part(images, {**_facts(slice_), "regularised": result.facts, "seconds": seconds}))
+        facts = {**_facts(slice_), "regularised": result.facts, "checks": result.checks, "seconds": seconds}
+        parts.write(index, Part(images, facts))
         if result.facts:
             say(f"lambda  {_how(result.facts)}, slice {index}")
         progress((number + 1) / len(run.slices), place)
@@ -171,6 +179,9 @@ def _gather(run: Run, parts: Parts, resumed: int) -> Result:
         std=std,
         interval=None if std is None or interval is None else interval["factor"] * std,
         calibration=interval,
+        null_space=volumes.pop("null_space", None),
+        quantiles={name: volumes.pop(name) for name in [*volumes] if name.startswith("quantile")},
+        checks=[{"slice": i, **fact["checks"]} for i, fact in zip(run.slices, facts, strict=True) if fact["checks"]],
         reference=volumes.pop("reference", None),
         rss=volumes.pop("rss", None),
         images=volumes,
@@ -228,8 +239,17 @@ def _images(run: Run, slice_: Slice, result: Reconstruction) -> dict[str, Tensor
     """What is kept of a slice, (y, x) by name in scaled units; of the images the reconstruction comes last."""
     images: dict[str, Tensor | None] = {"zero_filled": result.zero_filled}
     images |= {name.replace("-", "_"): image for name, image in result.baselines.items()}
-    images |= {"reconstruction": result.mean, "std": result.std, "reference": slice_.reference, "rss": slice_.rss}
+    images |= {
+        "reconstruction": result.mean,
+        "std": result.std,
+        "null_space": result.null_space,
+        "reference": slice_.reference,
+        "rss": slice_.rss,
+    }
     images["samples"] = result.samples if run.save_samples else None
+    found = None if result.samples is None else quantiles(result.samples.numpy(force=True), QUANTILES)
+    if found is not None:
+        images |= {f"quantile_{n}": torch.from_numpy(image) for n, image in zip(("05", "95"), found, strict=True)}
     return {name: image for name, image in images.items() if image is not None}
 
 
