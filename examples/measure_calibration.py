@@ -51,6 +51,7 @@ from mrgen.posterior.check import check_withheld
 from mrgen.posterior.reconstruct import draw
 from mrgen.prior.files import Prior, load_prior
 from mrgen.review.metrics import body
+from mrgen.review.output import finite
 from mrgen.review.uncertainty import (
     ause,
     calibrated_factor,
@@ -243,7 +244,7 @@ def main(given: list[str] | None = None) -> None:
             for row in group
         ],
     }
-    args.out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    args.out.with_suffix(".json").write_text(json.dumps(finite(record), indent=1, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":
