@@ -18,6 +18,7 @@ scan has. Columns:
     noisy       after, where both the fit and the test are against the noisy reference
     rank        Spearman's correlation of error and std; own: the same with a sample in place of the truth and the
                 others in place of all, which is what the spread itself expects, however right or wrong it is
+    region      Spearman's correlation of local rms values of error and std, in a Gaussian window of std 2 pixels
     AUSE        area under the sparsification error; own: as for rank
     rms         rms error over rms std, times 1 / sqrt(1 + 1/n): 1 if the spread is right
     withheld    the same from withheld lines, without ground truth (mrgen.posterior.check)
@@ -58,6 +59,7 @@ from mrgen.review.uncertainty import (
     coverage,
     exact_factor,
     guaranteed_coverage,
+    local_rms,
     rank_correlation,
     relative_error,
 )
@@ -65,8 +67,8 @@ from mrgen.scans.prepare import default_center_fraction, noise_covariance, prepa
 from mrgen.scans.scan import Slice
 from mrgen.settings import Recipe, load
 
-SHARE, GAUSSIAN = 0.9, 1.645
-COLUMNS = ("before", "exact", "after", "noisy", "rank", "rank_own", "ause", "ause_own", "rms", "withheld")
+SHARE, GAUSSIAN, WINDOW = 0.9, 1.645, 2.0
+COLUMNS = ("before", "exact", "after", "noisy", "rank", "rank_own", "region", "ause", "ause_own", "rms", "withheld")
 PERCENT = ("before", "exact", "after", "noisy")
 Array = NDArray[np.floating[Any]]
 
@@ -123,7 +125,9 @@ def measure(slice_: Slice, truth: Array, prior: Prior, recipe: Recipe, generator
     check = check_withheld(slice_, again, generator)
     assert slice_.reference is not None
     inside, n = body(truth), recipe.samples
-    magnitudes = samples.abs().numpy(force=True)[:, inside].astype(np.float64)
+    images = samples.abs().numpy(force=True).astype(np.float64)
+    local = [local_rms(v, inside, WINDOW) for v in (images.mean(0) - truth, images.std(0, ddof=1))]
+    magnitudes = images[:, inside]
     mean, std = magnitudes.mean(0), magnitudes.std(0, ddof=1)
     error, noisy = abs(mean - truth[inside]), abs(mean - slice_.reference.numpy(force=True)[inside])
     others = [np.delete(magnitudes, i, axis=0) for i in range(n)]
@@ -136,6 +140,7 @@ def measure(slice_: Slice, truth: Array, prior: Prior, recipe: Recipe, generator
         "exact": coverage(error, std, exact_factor(n, SHARE)),
         "rank": rank_correlation(error, std),
         "rank_own": float(np.mean([rank_correlation(e, s) for e, s in own])),
+        "region": rank_correlation(*local),
         "ause": ause(error, std),
         "ause_own": float(np.mean([ause(e, s) for e, s in own])),
         "rms": math.sqrt((error**2).mean() / (std**2).mean() / (1 + 1 / n)),

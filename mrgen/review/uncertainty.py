@@ -9,6 +9,10 @@ All arrays are errors and spreads of the same pixels, real and of one shape; whi
                        same with those of largest e taken out, as a multiple of the mean error of all: its mean over f.
                        0 for a spread that ranks the pixels as the error does.
 
+Chance bounds the last two: of a pixel whose spread is right, e = s |z| for a normal z, and |z| varies more than s does.
+Ranks of exact samples, each held against the others, tell what is to be expected. What a region's spread says of the
+region's error is told with local rms values in place of e and s, in which chance averages out.
+
 Sampling error. Of Gaussian pixels the std of n samples is off by 1 / sqrt(2 (n - 1)) of itself and their mean by
 s / sqrt(n). So were the samples exact and Gaussian, r - m would be s sqrt(1 + 1/n) t with Student's t of n - 1 degrees
 of freedom, and the interval of coverage c is m +- q s with q = t_{n-1}((1 + c) / 2) sqrt(1 + 1/n): 2.01 for n = 8 and
@@ -37,6 +41,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 from scipy.stats import rankdata
 from scipy.stats import t as student
 
@@ -60,6 +65,17 @@ def rank_correlation(error: Values, spread: Values) -> float:
     ranks = rankdata(error), rankdata(spread)
     constant = any(np.ptp(rank) == 0 for rank in ranks)
     return float("nan") if constant else float(np.corrcoef(*ranks)[0, 1])
+
+
+def local_rms(values: Values, inside: NDArray[np.bool_], width: float) -> Values:
+    """Root of the mean square over the pixels `inside` (y, x) that are near, weighted by a Gaussian of std `width`.
+
+    `values` is (y, x); the result holds the pixels inside, (N,). `width` is in pixels.
+    """
+    weights = gaussian_filter(inside.astype(np.float64), width)
+    total = gaussian_filter(np.where(inside, values, 0).astype(np.float64) ** 2, width)
+    rms: Values = np.sqrt(total[inside] / weights[inside])
+    return rms
 
 
 def sparsification(error: Values, order: Values) -> Values:

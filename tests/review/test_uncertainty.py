@@ -13,6 +13,7 @@ from mrgen.review.uncertainty import (
     coverage,
     exact_factor,
     guaranteed_coverage,
+    local_rms,
     quantiles,
     rank_correlation,
     relative_error,
@@ -114,6 +115,24 @@ def test_the_rank_correlation_is_spearmans():
     error, spread = RNG(7).random(500), RNG(8).random(500).round(1)
     assert rank_correlation(error, spread) == pytest.approx(spearmanr(error, spread).statistic)
     assert np.isnan(rank_correlation(error, np.ones(500)))
+
+
+def test_local_rms_is_a_mean_over_the_pixels_inside():
+    values, inside = RNG(11).standard_normal((40, 30)), np.ones((40, 30), bool)
+    inside[:, 20:] = False
+    values[:, 20:] = 1e6  # outside: not to be seen
+    assert np.allclose(local_rms(np.where(inside, -3.0, 9.0), inside, 2), 3)
+    wide = local_rms(values, inside, 200)
+    assert np.allclose(wide, np.sqrt((values[:, :20] ** 2).mean()), rtol=0.01)
+    assert np.allclose(local_rms(values, inside, 0.01), abs(values[inside]))
+
+
+def test_chance_bounds_the_ranks_of_pixels_and_not_those_of_regions():
+    """A right spread that varies by exp(0.3 N) over smooth regions."""
+    spread = np.exp(0.3 * np.repeat(np.repeat(RNG(12).standard_normal((12, 12)), 16, 0), 16, 1))
+    error, inside = abs(spread * RNG(13).standard_normal(spread.shape)), np.ones(spread.shape, bool)
+    assert rank_correlation(error, spread) < 0.35
+    assert rank_correlation(local_rms(error, inside, 2), local_rms(spread, inside, 2)) > 0.75
 
 
 def test_sparsification_of_a_ramp():
