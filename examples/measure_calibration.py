@@ -43,11 +43,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import t as student
 from torch import Tensor
-from train_bundled_prior import FIRST_VALIDATION_SUBJECT, TEMPLATE, Head, simulate_scan
+from train_bundled_prior import FIRST_VALIDATION_SUBJECT, TEMPLATE, Head, coil_images, simulate_scan
 
-from mrgen.physics.fourier import ifft2c
 from mrgen.physics.masks import sampling_mask
-from mrgen.physics.noise import whiten, whitening_matrix
 from mrgen.posterior.check import check_withheld
 from mrgen.posterior.reconstruct import draw
 from mrgen.prior.files import Prior, load_prior
@@ -63,7 +61,7 @@ from mrgen.review.uncertainty import (
     rank_correlation,
     relative_error,
 )
-from mrgen.scans.prepare import default_center_fraction, noise_covariance, prepare_slice
+from mrgen.scans.prepare import default_center_fraction, prepare_slice
 from mrgen.scans.scan import Slice
 from mrgen.settings import Recipe, load
 
@@ -110,9 +108,8 @@ def prepared(case: Case, acceleration: float, acs: int | None, seed: int) -> tup
     slice_ = prepare_slice(
         case.noisy, None, undersample=mask.to(case.noisy.device), calibration=centre, keep_reference=True
     )
-    whitening = whitening_matrix(noise_covariance(case.noisy, None)[0])
-    clean = ifft2c(whiten(case.clean, whitening)) * slice_.sigma0
-    return slice_, (slice_.maps.conj() * clean).sum(0).abs().numpy(force=True)
+    combined = (slice_.maps.conj() * coil_images(case.noisy, case.clean)).sum(0)
+    return slice_, (combined.abs() * slice_.sigma0).numpy(force=True)
 
 
 def measure(slice_: Slice, truth: Array, prior: Prior, recipe: Recipe, generator: torch.Generator) -> dict[str, Any]:
