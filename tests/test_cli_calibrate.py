@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from mrgen import cli
 from mrgen.cli import calibrate as command
 from mrgen.errors import MrgenError
 from mrgen.review.calibration import Calibration, Level, Scored, fit_level, read_calibration, recipe_digest
 from mrgen.review.metrics import body
 from mrgen.settings import Recipe
 
-Call = Callable[..., tuple[int, str, str]]
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 RECIPE = 'description = "tiny"\nmethod = "gaussian"\nsamples = 4\ncg_iterations = 8\n'
-
-
-@pytest.fixture
-def mrgen(monkeypatch, capsys) -> Call:
-    """Call the entry point as a shell would: (exit code, stdout, stderr)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mrgen", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        streams = capsys.readouterr()
-        return int(caught.value.code or 0), streams.out, streams.err
-
-    return call
 
 
 @pytest.fixture
