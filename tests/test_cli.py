@@ -117,9 +117,9 @@ def test_the_same_seed_gives_the_same_file(mrgen, full, tmp_path):
 def test_a_part_of_the_slices_gives_what_the_whole_scan_gives(mrgen, full, tmp_path, monkeypatch):
     seeds: list[int] = []
 
-    def watched(slice_, prior, recipe, generator, progress, batch):
+    def watched(slice_, prior, recipe, generator, *options):
         seeds.append(generator.initial_seed())
-        return reconstruct(slice_, prior, recipe, generator, progress, batch)
+        return reconstruct(slice_, prior, recipe, generator, *options)
 
     monkeypatch.setattr(run, "reconstruct", watched)
     for name, slices in (("all", ":"), ("one", "1:2")):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mrgen import __version__
-from mrgen.cli import em, evaluate, export, inspect, recon, sample, send, simulate, train
+from mrgen.cli import calibrate, em, evaluate, export, inspect, recon, sample, send, simulate, train
 from mrgen.errors import MrgenError
 from mrgen.review.figure import NOTICE
 
@@ -31,7 +31,7 @@ def _options(
 
 
 for command in (
-    *(inspect.inspect, recon.recon, export.export, send.send, evaluate.evaluate),
+    *(inspect.inspect, recon.recon, calibrate.calibrate, export.export, send.send, evaluate.evaluate),
     *(train.train_prior, em.em, sample.sample),
     simulate.simulate,
 ):

@@ -18,8 +18,9 @@ DEFINITIONS = (
     "psnr (dB), ssim, nmse: of the images as they are, as in fastmri.evaluate; psnr_fit, ssim_fit, nmse_fit: after the "
     "best scalar fit, of the whole volume or of each slice. data_range is the peak of PSNR and SSIM, for slices too. "
     "over_slices: mean and standard deviation (n - 1) of the slices' figures. spread: coverage of the body (reference "
-    "above 10 % of its 99th percentile) by mean +- 1.645 std, and Spearman's rank correlation of error and std there; "
-    "posterior spread, not calibrated. interval_95: bootstrap over scans. null: not defined or infinite."
+    "above 10 % of its 99th percentile) by mean +- 1.645 std, Spearman's rank correlation of error and std there, and "
+    "the area under the sparsification error (AUSE); posterior spread, not calibrated. interval_95: bootstrap over "
+    "scans. null: not defined or infinite."
 )
 FIGURES = {"psnr": ".2f", "ssim": ".4f", "nmse": ".4f", "psnr_fit": ".2f", "ssim_fit": ".4f", "nmse_fit": ".4f"}
 Record = dict[str, Any]
@@ -63,11 +64,13 @@ def _spread(figures: Record) -> list[str]:
     """The posterior spread against the error, of one scan or the mean over scans."""
     of = {name: value["mean"] if isinstance(value, dict) else value for name, value in figures.items()}
     lines = [f"posterior spread, not calibrated, in the body ({of['body']:.0%} of the pixels):"]
-    for fit, how in (("", ""), ("_fit", ", after the best scalar fit")):
+    for fit, how in (("", ""), ("_fit", ", best scalar fit")):
         lines.append(
             f"  mean ± 1.645 std covers {of['coverage' + fit]:.1%} (Gaussian: 90%), "
-            f"rank correlation of error and std {of['rank_correlation' + fit]:.2f}{how}"
+            f"rank correlation with errors {of['rank_correlation' + fit]:.2f}, AUSE {of['ause' + fit]:.2f}{how}"
         )
+    if "coverage_calibrated" in of:
+        lines.append(f"  the interval, calibrated, covers {of['coverage_calibrated']:.1%}")
     return lines
 
 

@@ -17,11 +17,13 @@ from torch import Tensor
 
 from mrgen.cli.common import Device, interruptible, progress_on_stderr
 from mrgen.cli.export import DEFAULT_FORMATS, Formats, PatientId, ReferenceDicom, StudyUid, chosen_exports
+from mrgen.cli.spread import check_lines, spread_lines
 from mrgen.errors import MrgenError
 from mrgen.physics.masks import PATTERNS, achieved_acceleration
 from mrgen.posterior.batch import Batch
 from mrgen.prior.distributed import join
 from mrgen.prior.files import bundled_prior, load_prior
+from mrgen.review.calibration import read_calibration
 from mrgen.review.export import HDF5, Exports, clear_exports
 from mrgen.review.figure import NOTICE, label
 from mrgen.review.output import finished, prepare_output_dir, write_result
@@ -80,7 +82,8 @@ def choose_mask(
     return undersampling_mask(scan, sampling, acceleration, seed, slice_index=0)
 
 
-def _load_recipe(name: str, samples: int | None, prior: Path | None, save_samples: bool) -> Recipe:
+def load_recipe(name: str, samples: int | None, prior: Path | None, save_samples: bool = False) -> Recipe:
+    """The recipe of a command's options. Raises MrgenError for options that it has no use for."""
     recipe = load(Recipe, name)
     if samples is not None and not recipe.draws:
         raise MrgenError(f"recipe {name!r} draws no samples: leave out --samples")
@@ -141,6 +144,9 @@ def _reconstruct(scan_file: Path, out: Path, plan: _Plan, skip_finished: bool) -
     for name, score in result.volume_scores(result.reference).items():
         figures = [f"PSNR {s['psnr_fit']:5.2f} dB, SSIM {s['ssim_fit']:.4f}" for s in (score, of_rss[name])]
         say(f"{label(name, run.samples):<24}{'    '.join(figures)}")
+    if run.samples is not None:
+        for line in [*spread_lines(run.samples, result.calibration), *check_lines(result.checks)]:
+            say(line)
     for path in paths:
         say(f"wrote   {path}")
 
@@ -163,7 +169,8 @@ def _reconstruct_each(scan_files: list[Path], out: Path, plan: _Plan) -> int:
     return len(failed)
 
 
-def _refuse_namesakes(scan_files: list[Path]) -> None:
+def refuse_namesakes(scan_files: list[Path]) -> None:
+    """Raises MrgenError for files of one name, whose results would get one folder."""
     stem, count = Counter(path.stem for path in scan_files).most_common(1)[0]
     if count > 1:
         raise MrgenError(
@@ -204,6 +211,9 @@ def recon(
         Path | None, typer.Option("--prior", help="A prior (.safetensors); without it, the bundled one.")
     ] = None,
     samples: Annotated[int | None, typer.Option(min=2, help="Posterior samples; without it, the recipe's.")] = None,
+    interval_file: Annotated[
+        Path | None, typer.Option("--calibration", help="A file of mrgen calibrate: adds the interval it was made for.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the mask's offset and the samples.")] = 0,
     slices: Annotated[str | None, typer.Option(metavar="A:B", help="Only the slices A to B - 1.")] = None,
     save_samples: Annotated[
@@ -216,6 +226,9 @@ def recon(
     dicom_samples: Annotated[
         bool, typer.Option("--dicom-samples", help="A DICOM series of every sample, too; keeps the samples.")
     ] = False,
+    check: Annotated[
+        bool, typer.Option(help="Hold the spread against withheld lines, which costs two more samples a slice.")
+    ] = True,
     resume: Annotated[
         bool, typer.Option(help="Go on from the slices that an interrupted run has left, and skip finished scans.")
     ] = True,
@@ -226,11 +239,14 @@ def recon(
     Under torchrun, several processes share the scans, each on a GPU of its own.
     """
     save_samples |= dicom_samples
-    recipe = _load_recipe(recipe_name, samples, prior_file, save_samples)
+    recipe = load_recipe(recipe_name, samples, prior_file, save_samples)
     exports = chosen_exports(formats, reference_dicom, patient_id, study_uid, dicom_samples)
     if len(scan_files) > 1 and (exports.reference is not None or exports.identity.real):
         raise MrgenError("several scans, but --reference-dicom, --patient-id and --study-uid are of one: take it alone")
-    _refuse_namesakes(scan_files)
+    if interval_file is not None and not recipe.draws:
+        raise MrgenError(f"recipe {recipe_name!r} draws no samples: leave out --calibration")
+    intervals = None if interval_file is None else read_calibration(interval_file)
+    refuse_namesakes(scan_files)
     processes = join(device.resolve(), OTHERS_MAY_TAKE)
     target, prefix = processes.device, f"[{processes.rank}] " if processes.count > 1 else ""
     mine, count = scan_files[processes.rank :: processes.count], 0
@@ -251,6 +267,8 @@ def recon(
                 calibration,
                 coils,
                 save_samples,
+                intervals,
+                check and recipe.draws,
                 batch,
             )
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from mrgen.errors import MrgenError
 from mrgen.posterior.baselines import cg_sense, l1_wavelet, total_variation, zero_filled
 from mrgen.posterior.batch import Batch
+from mrgen.posterior.check import audit, check_withheld
 from mrgen.posterior.draws import DrawPerSample
 from mrgen.posterior.guidance import guide
 from mrgen.posterior.regularisation import Choice, choose
@@ -52,6 +53,8 @@ class Reconstruction:
     zero_filled: Tensor
     baselines: dict[str, Tensor]  # by recipe name
     facts: dict[str, Any] = field(default_factory=dict)  # of `regularised`
+    null_space: Tensor | None = None  # of the samples' complex mean, what A does not measure: mrgen.posterior.check
+    checks: dict[str, Any] | None = None  # of the samples, from that module
 
 
 def refuse_conditional(prior: Prior) -> None:
@@ -145,6 +148,22 @@ def conditional_samples(
     return samples
 
 
+def draw(
+    slice_: Slice,
+    prior: Prior | None,
+    recipe: Recipe,
+    generator: torch.Generator,
+    progress: Callable[[int, int], None] | None = None,
+    batch: Batch | None = None,
+) -> Tensor:
+    """Complex samples (n, y, x) of a recipe that draws; the arguments are those of `posterior_samples`."""
+    if recipe.method == "gaussian":
+        with DrawPerSample(generator) as draws:
+            return gaussian_posterior(slice_, recipe.samples, recipe.cg_iterations, draws.generator)
+    assert prior is not None
+    return posterior_samples(slice_, prior, recipe, generator, progress, batch)
+
+
 def reconstruct(
     slice_: Slice,
     prior: Prior | None,
@@ -152,10 +171,12 @@ def reconstruct(
     generator: torch.Generator,
     progress: Callable[[int, int], None] | None = None,
     batch: Batch | None = None,
+    check: bool = False,
 ) -> Reconstruction:
     """Reconstruct one slice by `recipe`; a posterior recipe adds the L1-wavelet image to compare with.
 
-    The other arguments are those of `posterior_samples`. Raises MrgenError as that does, for a learned recipe without a
+    With `check` samples are held against withheld lines, which takes a few more of them, after those of the slice. The
+    other arguments are those of `posterior_samples`. Raises MrgenError as that does, for a learned recipe without a
     prior, and for an iteration that diverges.
     """
     zero = zero_filled(slice_).abs()
@@ -163,15 +184,21 @@ def reconstruct(
         return Reconstruction(zero, None, None, zero, {})
     if recipe.learned and prior is None:
         raise MrgenError(f"a {recipe.method} recipe needs a prior; give one with --prior")
-    if recipe.method == "posterior":
-        assert prior is not None
-        magnitudes = posterior_samples(slice_, prior, recipe, generator, progress, batch).abs()
-        wavelet = l1_wavelet(slice_, START["l1-wavelet"], load(Recipe, "l1-wavelet").iterations)
-        return Reconstruction(magnitudes.mean(0), magnitudes.std(0), magnitudes, zero, {"l1-wavelet": wavelet.abs()})
-    if recipe.method == "gaussian":
-        with DrawPerSample(generator) as draws:
-            magnitudes = gaussian_posterior(slice_, recipe.samples, recipe.cg_iterations, draws.generator).abs()
-        return Reconstruction(magnitudes.mean(0), magnitudes.std(0), magnitudes, zero, {})
+    if recipe.draws:
+        samples = draw(slice_, prior, recipe, generator, progress, batch)
+        baselines = {}
+        if recipe.method == "posterior":
+            wavelet = l1_wavelet(slice_, START["l1-wavelet"], load(Recipe, "l1-wavelet").iterations)
+            baselines = {"l1-wavelet": wavelet.abs()}
+        null_space, checks = audit(slice_, samples)
+        if check:
+
+            def again(given: Slice, n: int) -> Tensor:
+                return draw(given, prior, recipe.model_copy(update={"samples": n}), generator, None, batch)
+
+            checks["withheld"] = check_withheld(slice_, again, generator)
+        found = samples.abs()
+        return Reconstruction(found.mean(0), found.std(0), found, zero, baselines, {}, null_space, checks)
     image, facts = regularised(slice_, prior, recipe, progress)
     return Reconstruction(image.abs(), None, None, zero, {}, facts)
 

@@ -20,7 +20,8 @@ import torch
 
 from mrgen.errors import MrgenError
 from mrgen.physics.fourier import centre_crop
-from mrgen.review.metrics import Array, best_scale, scores, spread_scores
+from mrgen.review.metrics import Array, best_scale, body, scores, spread_scores
+from mrgen.review.uncertainty import coverage
 
 # A fastMRI single-coil file holds the multi-coil reconstruction_rss too; its own target is reconstruction_esc.
 REFERENCES = ("reconstruction_esc", "reconstruction_rss", "reference")
@@ -40,6 +41,7 @@ class Pair:
     scan: str
     images: dict[str, Array]
     std: Array | None
+    interval: Array | None  # half-width of a calibrated interval
     reference: Array
     protocol: Record
 
@@ -118,7 +120,7 @@ def _read_result(path: Path) -> tuple[dict[str, Array], Record, Array | None]:
             raise MrgenError(f"{path.name}: no dataset 'reconstruction' (found: {found}): name results of mrgen recon")
         attributes = {key: _plain(file.attrs[key]) for key in (*PROVENANCE, *NUMBERS) if key in file.attrs}
         first = int(attributes.get("first_slice", 0))
-        volumes = {key: _read(file, key, path.stem, first) for key in (*IMAGES, "std") if key in file}
+        volumes = {key: _read(file, key, path.stem, first) for key in (*IMAGES, "std", "interval") if key in file}
         mask = file["mask"][()] if "mask" in file else None
     shapes = {volume.shape for volume in volumes.values()}
     if len(shapes) > 1:
@@ -190,8 +192,8 @@ def open_pair(path: Path, reference_path: Path) -> Pair:
         + (" after its crop" if cropped == ["reference"] else ""),
     }
     volumes = {name: _crop(volume, matrix) for name, volume in volumes.items()}
-    std = volumes.pop("std", None)
-    return Pair(scan, volumes, std, _crop(reference, matrix)[first - offset : last - offset], protocol)
+    std, interval = volumes.pop("std", None), volumes.pop("interval", None)
+    return Pair(scan, volumes, std, interval, _crop(reference, matrix)[first - offset : last - offset], protocol)
 
 
 def _mean_and_std(values: list[float]) -> dict[str, float]:
@@ -201,11 +203,17 @@ def _mean_and_std(values: list[float]) -> dict[str, float]:
         return {"mean": float(np.mean(values)) if values else float("nan"), "std": std}
 
 
-def _spread(image: Array, std: Array, reference: Array) -> dict[str, float]:
-    """spread_scores as they are, and with one scalar fit of image and std: `_fit`."""
+def _spread(pair: Pair) -> dict[str, float]:
+    """spread_scores as they are, and with one scalar fit of image and std: `_fit`; coverage of a calibrated one."""
+    image, std, reference = pair.images["reconstruction"], pair.std, pair.reference
+    assert std is not None
     s = best_scale(image, reference)
     fitted = spread_scores(s * image, abs(s) * std, reference)
-    return spread_scores(image, std, reference) | {f"{k}_fit": fitted[k] for k in ("coverage", "rank_correlation")}
+    found = spread_scores(image, std, reference) | {f"{k}_fit": v for k, v in fitted.items() if k != "body"}
+    if pair.interval is not None:
+        inside = body(reference)
+        found["coverage_calibrated"] = coverage(abs(image - reference)[inside], pair.interval[inside], 1.0)
+    return found
 
 
 def evaluate_pair(pair: Pair) -> Record:
@@ -218,7 +226,7 @@ def evaluate_pair(pair: Pair) -> Record:
             for i, reference in enumerate(pair.reference)
             if reference.any()
         ]
-        spread = None if pair.std is None else _spread(pair.images["reconstruction"], pair.std, pair.reference)
+        spread = None if pair.std is None else _spread(pair)
     except ValueError as error:
         raise MrgenError(f"{pair.scan}: {error}") from None
     over_slices = {

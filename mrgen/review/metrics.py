@@ -15,7 +15,7 @@ named `_fit` wherever they appear, and psnr_fit is the project's headline figure
 
     body = pixels where r > 10 % of its 99th percentile
     coverage = share of the body where |x - r| <= 1.645 std, 90 % for Gaussian errors of that std
-    rank correlation = Spearman's, of |x - r| and std in the body
+    rank correlation, AUSE: of |x - r| and std in the body, as mrgen.review.uncertainty defines them
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
-from scipy.stats import rankdata
+
+from mrgen.review.uncertainty import ause, coverage, rank_correlation
 
 Array = NDArray[np.floating[Any]]
 WINDOW, K1, K2 = 7, 0.01, 0.03
@@ -121,7 +122,8 @@ def spread_scores(image: Array, std: Array, reference: Array) -> dict[str, float
     """How the std of posterior samples goes with the error of their mean, in the body of the reference.
 
     body: its share of the pixels. coverage: share of the body with |image - reference| <= 1.645 std. rank_correlation:
-    Spearman's, of error and std; NaN where one of the two is constant. ValueError for an empty body.
+    Spearman's, of error and std; NaN where one of the two is constant. ause: area under the sparsification error, NaN
+    where the error is zero. ValueError for an empty body.
     """
     x, r = _double(image, reference)
     s, _ = _double(std, reference)
@@ -129,10 +131,9 @@ def spread_scores(image: Array, std: Array, reference: Array) -> dict[str, float
     if not inside.any():
         raise ValueError("the reference has no pixel above 10 % of its 99th percentile, expected an image")
     error, s = np.abs(x - r)[inside], s[inside]
-    ranks = rankdata(error), rankdata(s)
-    constant = any(np.ptp(rank) == 0 for rank in ranks)
     return {
         "body": float(inside.mean()),
-        "coverage": float((error <= HALF_WIDTH * s).mean()),
-        "rank_correlation": float("nan") if constant else float(np.corrcoef(*ranks)[0, 1]),
+        "coverage": coverage(error, s, HALF_WIDTH),
+        "rank_correlation": rank_correlation(error, s),
+        "ause": ause(error, s) if error.any() else float("nan"),
     }

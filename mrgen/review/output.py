@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from mrgen.physics.masks import achieved_acceleration
 from mrgen.review.figure import NOTICE, save_figure
 from mrgen.review.geometry import write_geometry
 from mrgen.review.metrics import Array, scores
+from mrgen.review.uncertainty import std_sampling_error
 from mrgen.scans.header import anonymous_header
 from mrgen.scans.scan import Geometry
 
@@ -35,6 +36,12 @@ DEFINITIONS = (
     "whitened coil images (volume_rss), whose background is the noise of all coils; peak = maximum of the reference "
     "volume. psnr (dB), ssim and nmse without a fit, as in fastmri.evaluate; psnr_fit, ssim_fit and nmse_fit after the "
     "best scalar fit, of each slice or of the whole volume."
+)
+CHECKS = (
+    "measured_share, null_space_share: of the power of the samples' complex mean, what the sampled lines resolve above "
+    "their noise, and the rest, which is the prior's. residual: of the samples, over what the noise alone leaves; 1 if "
+    "the model is right. withheld: samples drawn without some lines; ratio of their rms error at these lines to what "
+    "their spread and the noise predict, 1 if the spread is right."
 )
 Scores = dict[str, dict[str, float]]
 
@@ -66,6 +73,11 @@ class Result:
     identity: str  # SHA-256 of all that decides on the images
     geometry: Geometry  # of the slices reconstructed, as far as the raw data tell
     scan_slices: int  # of the input
+    interval: Array | None = None  # half-width of the calibrated interval about the reconstruction
+    calibration: dict[str, Any] | None = None  # that interval's coverage and factor, and the calibration's SHA-256
+    null_space: Array | None = None  # what the scan does not measure of the samples' complex mean, magnitude
+    quantiles: dict[str, Array] = field(default_factory=dict)  # by name, of enough samples
+    checks: list[dict[str, Any]] = field(default_factory=list)  # of each slice: mrgen.posterior.check
     read_samples: Callable[[int], Array] | None = None  # samples (n, y, x) of the i-th slice, where they are kept
     geometry_from: str | None = None  # what the images are placed by in the other formats; None: the raw data
 
@@ -139,7 +151,16 @@ def write_result(out_dir: Path, stem: str, result: Result) -> list[Path]:
 
 
 def _write_volume(path: Path, result: Result) -> None:
-    arrays = {**result.images, "std": result.std, "reference": result.reference, "rss": result.rss, "mask": result.mask}
+    arrays = {
+        **result.images,
+        "std": result.std,
+        **result.quantiles,
+        "interval": result.interval,
+        "null_space": result.null_space,
+        "reference": result.reference,
+        "rss": result.rss,
+        "mask": result.mask,
+    }
     attributes = {
         "R": result.acceleration,
         "zero_filled_lines": result.zero_filled,
@@ -147,6 +168,7 @@ def _write_volume(path: Path, result: Result) -> None:
         "n_samples": result.samples,
         "prior_sha256": result.prior_sha256,
         "recipe": result.recipe["name"],
+        **{f"interval_{key}": value for key, value in (result.calibration or {}).items()},
         "first_slice": result.first_slice,
         "scan_slices": result.scan_slices,
         "mrgen_version": __version__,
@@ -196,7 +218,9 @@ def _report(result: Result) -> dict[str, Any]:
         "identity": result.identity,
     }
     if result.samples is not None:
-        report["std_relative_sampling_error"] = 1 / math.sqrt(2 * (result.samples - 1))
+        report["std_relative_sampling_error"] = std_sampling_error(result.samples)
+        report["interval"] = result.calibration
+        report["checks"] = {"definitions": CHECKS, "slices": result.checks}
     if result.reference is not None:
         slices = [{"slice": result.first_slice + i, **result.slice_scores(i)} for i in range(count)]
         report["metrics"] = {

@@ -21,13 +21,17 @@ from mrgen.physics.masks import achieved_acceleration
 from mrgen.posterior.batch import Batch
 from mrgen.posterior.reconstruct import Reconstruction, reconstruct
 from mrgen.prior.files import Prior
+from mrgen.review.calibration import Calibration
 from mrgen.review.metrics import Array
 from mrgen.review.output import Result
 from mrgen.review.parts import Part, Parts
+from mrgen.review.uncertainty import quantiles
 from mrgen.scans.prepare import prepare
 from mrgen.scans.recognise import acceleration_text
 from mrgen.scans.scan import Geometry, Scan, Slice
 from mrgen.settings import Recipe
+
+QUANTILES = 0.9  # share of the samples between the two that are kept, where there are enough of them
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Run:
     calibration: Scan | None = None  # of the same coils, for scans without a fully sampled centre
     coils: int | None = None  # virtual coils to compress the scan's to
     save_samples: bool = False
+    intervals: Calibration | None = None  # of the spread
+    check: bool = False  # hold the spread against withheld lines
     batch: Batch | None = None  # shared by runs, so that the next one knows how much fits into memory
 
     @property
@@ -59,8 +65,18 @@ class Run:
             return whole
         return replace(whole, positions=whole.positions[self.slices.start : self.slices.stop])
 
+    def interval(self) -> dict[str, Any] | None:
+        """Coverage and factor of the calibrated interval. Raises MrgenError where the calibration does not apply."""
+        if self.intervals is None:
+            return None
+        self.intervals.refuse_other(self.recipe, self.prior.sha256 if self.prior else None)
+        mask = self.scan.mask if self.undersample is None else self.undersample
+        assert mask is not None
+        factor = self.intervals.factor(achieved_acceleration(mask, sum(self.scan.padding)))
+        return {"coverage": self.intervals.coverage, "factor": factor, "sha256": self.intervals.sha256}
+
     def identity(self) -> dict[str, Any]:
-        """All that decides on the images, ready for JSON: two runs of one identity give the same result."""
+        """All that decides on the result, ready for JSON: two runs of one identity give the same result."""
         mask = "as measured"
         if self.undersample is not None:
             mask = hashlib.sha256(self.undersample.numpy(force=True).tobytes()).hexdigest()
@@ -76,6 +92,8 @@ class Run:
             "seed": self.seed,
             "device": self.device.partition(":")[0],
             "choice of --save-samples": self.save_samples,
+            "choice of --check": self.check,
+            "calibration of the spread": None if self.intervals is None else self.intervals.sha256,
         }
 
 
@@ -103,6 +121,7 @@ def reconstruct_scan(
     of the `Result` alone, once all are finished. `progress` hears the fraction done and where that is, such as "slice 2
     of 5, step 13 of 160". Raises MrgenError for slices that cannot be used, and where memory is short.
     """
+    run.interval()  # which may be refused, so before hours of computing
     left = [index for index in run.slices if index not in parts]
     resumed = len(run.slices) - len(left)
     batch = run.batch or Batch.on(run.device, say)
@@ -130,7 +149,9 @@ def reconstruct_scan(
             )
             if number == 0:
                 _describe(run, slice_.mask, _facts(slice_), say)
-            result = reconstruct(slice_, run.prior, run.recipe, slice_generator(run.seed, index), step, batch)
+            result = reconstruct(
+                slice_, run.prior, run.recipe, slice_generator(run.seed, index), step, batch, run.check
+            )
         except MrgenError as error:
             raise MrgenError(f"slice {index}: {error}") from error
         except torch.OutOfMemoryError as error:
@@ -141,7 +162,8 @@ def reconstruct_scan(
         images = {name: _scanner_units(x, slice_, run.scan.crop) for name, x in _images(run, slice_, result).items()}
         images["mask"] = slice_.mask.cpu()
         seconds = round(time.perf_counter() - begun, 2)
-        parts.write(index, Part(images, {**_facts(slice_), "regularised": result.facts, "seconds": seconds}))
+        facts = {**_facts(slice_), "regularised": result.facts, "checks": result.checks, "seconds": seconds}
+        parts.write(index, Part(images, facts))
         if result.facts:
             say(f"lambda  {_how(result.facts)}, slice {index}")
         progress((number + 1) / len(run.slices), place)
@@ -160,8 +182,14 @@ def _gather(run: Run, parts: Parts, resumed: int) -> Result:
         for name, image in part.images.items():
             volume = volumes.setdefault(name, np.empty((len(run.slices), *image.shape), np.float32))
             volume[number] = image.numpy()
+    std, interval = volumes.pop("std", None), run.interval()
     return Result(
-        std=volumes.pop("std", None),
+        std=std,
+        interval=None if std is None or interval is None else interval["factor"] * std,
+        calibration=interval,
+        null_space=volumes.pop("null_space", None),
+        quantiles={name: volumes.pop(name) for name in [*volumes] if name.startswith("quantile")},
+        checks=[{"slice": i, **fact["checks"]} for i, fact in zip(run.slices, facts, strict=True) if fact["checks"]],
         reference=volumes.pop("reference", None),
         rss=volumes.pop("rss", None),
         images=volumes,
@@ -221,8 +249,17 @@ def _images(run: Run, slice_: Slice, result: Reconstruction) -> dict[str, Tensor
     """What is kept of a slice, (y, x) by name in scaled units; of the images the reconstruction comes last."""
     images: dict[str, Tensor | None] = {"zero_filled": result.zero_filled}
     images |= {name.replace("-", "_"): image for name, image in result.baselines.items()}
-    images |= {"reconstruction": result.mean, "std": result.std, "reference": slice_.reference, "rss": slice_.rss}
+    images |= {
+        "reconstruction": result.mean,
+        "std": result.std,
+        "null_space": result.null_space,
+        "reference": slice_.reference,
+        "rss": slice_.rss,
+    }
     images["samples"] = result.samples if run.save_samples else None
+    found = None if result.samples is None else quantiles(result.samples.numpy(force=True), QUANTILES)
+    if found is not None:
+        images |= {f"quantile_{n}": torch.from_numpy(image) for n, image in zip(("05", "95"), found, strict=True)}
     return {name: image for name, image in images.items() if image is not None}
 
 

@@ -169,9 +169,8 @@ def test_the_spread_is_held_against_the_error_as_it_is_and_after_the_fit(write):
     spread = evaluate_pair(open_pair(path, path))["spread"]
     s = best_scale(mean, reference)
     plain, fitted = spread_scores(mean, std, reference), spread_scores(s * mean, s * std, reference)
-    assert spread == pytest.approx(
-        {**plain, "coverage_fit": fitted["coverage"], "rank_correlation_fit": fitted["rank_correlation"]}
-    )
+    assert spread == pytest.approx({**plain, **{f"{name}_fit": v for name, v in fitted.items() if name != "body"}})
+    assert spread.keys() == {*plain, "coverage_fit", "rank_correlation_fit", "ause_fit"}
     assert spread["coverage"] < 0.05 < 0.5 < spread["coverage_fit"], "half the scale is no error after the fit"
 
 

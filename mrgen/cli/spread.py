@@ -1,0 +1,48 @@
+"""What `mrgen recon` says of posterior samples beside their images."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from mrgen.review.uncertainty import std_sampling_error
+
+
+def spread_lines(n: int, interval: dict[str, Any] | None) -> list[str]:
+    """What the std of n samples is, and what it is not."""
+    lines = [
+        f"spread  n = {n} samples: the std of a pixel is off by {std_sampling_error(n):.0%} of itself, the mean by "
+        f"{1 / math.sqrt(n):.2f} std (one sigma)"
+    ]
+    if interval is None:
+        return [*lines, "        posterior spread, not calibrated: see mrgen calibrate"]
+    return [
+        *lines,
+        f"        mean ± {interval['factor']:.2f} std is to cover {interval['coverage']:.0%} of the body, as it did on "
+        "average over the calibration scans",
+    ]
+
+
+def check_lines(checks: list[dict[str, Any]]) -> list[str]:
+    """What the data say of the samples, averaged over slices: see mrgen.posterior.check."""
+
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    measured, residual = (mean([check[key] for check in checks]) for key in ("measured_share", "residual"))
+    lines = [
+        f"shares  {measured:.1%} of the image's power is measured, {1 - measured:.1%} the prior's (null space); "
+        f"residual {residual:.2f} of the noise"
+    ]
+    withheld = [check["withheld"] for check in checks if check.get("withheld")]
+    if withheld:
+        ratio = math.sqrt(mean([w["ratio"] ** 2 for w in withheld]))
+        error = math.sqrt(sum((w["ratio"] * w["standard_error"]) ** 2 for w in withheld)) / len(withheld) / ratio
+        count = sum(w["lines"] for w in withheld)
+        lines.append(
+            f"check   at {count} withheld lines the error is {ratio:.2f} ± {error:.2f} of what the spread predicts (1 "
+            "is right)"
+        )
+    elif "withheld" in checks[0]:
+        lines.append("check   no line outside the centre of k-space can be withheld")
+    return lines
