@@ -138,7 +138,7 @@ class Recipe(Settings):
     description: str
     method: Literal["posterior", "gaussian", "zero-filled", "sense", "l1-wavelet", "tv", "pnp", "red"] = "posterior"
     guidance: Literal["proximal", "fourier", "mmps", "dps"] = "proximal"
-    covariance: Literal["local", "residual", "spectral", "isotropic"] = Field("residual", description="of x given x_t")
+    covariance: Literal["local", "residual", "spectral", "isotropic"] = Field("local", description="of x given x_t")
     zeta: float = Field(0.1, gt=0, description="step size of dps, scaled image units")
     sampler: Literal["ddim", "multistep", "heun", "ancestral", "decoupled"] = Field(
         "decoupled", validate_default=True, description="decoupled: with proximal and fourier only"

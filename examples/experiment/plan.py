@@ -205,7 +205,9 @@ class Experiment:
 
     def evaluation(self, row: Row, arm: Arm, seed: int) -> Job:
         trained = key(ROWS[row.of or row.name], arm, seed)
-        recipe = self.size.recipe.model_copy(update={"ensemble": row.ensemble})
+        recipe = self.size.recipe
+        if row.ensemble:
+            recipe = recipe.model_copy(update={"ensemble": row.ensemble, "covariance": "residual"})
         tests = [self.scans("test") / f"{n:02d}.h5" for n in range(self.tests)]
         outs = self.figures(key(row, arm, seed))
 

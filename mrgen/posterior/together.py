@@ -63,13 +63,13 @@ class Together(Proximal):
     ) -> None:
         """`draw` and `above` are `draw` and `draw_above` of `Proximal`."""
         self.prior, self.slice, self.power, self.iterations = prior, stack(slices), None, iterations
-        self.draw, self.draw_above = draw, above
+        self.draw, self.draw_above, self.probe = draw, above, None
         self.support = (self.slice.maps != 0).any(1)
         self.operator = self.slice.operator()
         self.adjoint_data = self.operator.adjoint(self.slice.kspace)
         self.normal = line_normal(self.slice.maps, self.slice.mask)
         measured = torch.stack([fourier_diagonal(s.maps, s.mask) for s in slices])
-        self.preconditioner = lambda q: lambda r: r / (1 + q * measured)  # type: ignore[assignment]
+        self.preconditioner = lambda q, _: lambda r: r / (1 + q * measured)  # type: ignore[assignment]
         self.each = [Rings(s.mask, (s.kspace.shape[-2], s.kspace.shape[-1])) for s in slices]
         self.coils = torch.tensor([len(s.maps) for s in slices], device=self.slice.mask.device)[:, None, None]
 

@@ -114,13 +114,17 @@ def test_the_preconditioner_is_exact_for_one_number() -> None:
     """q = 4^e everywhere: then P is the system itself."""
     slice_ = sense_scan()
     r = torch.randn(2, 32, 32, dtype=torch.complex128, generator=torch.Generator().manual_seed(1))
-    z = Preconditioner(slice_)(torch.tensor(4.0**3, dtype=torch.float64))(r)
-    torch.testing.assert_close(z + 64 * fft2c(slice_.operator().normal(ifft2c(z))), r)
+    spread = torch.rand(32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    preconditioner, q = Preconditioner(slice_), torch.tensor(4.0**3, dtype=torch.float64)
+    for e in (None, spread, spread.flip(0)):
+        z, by = preconditioner(q, e)(r), 1 if e is None else e
+        torch.testing.assert_close(z + 64 * fft2c(by * slice_.operator().normal(by * ifft2c(z))), r)
 
 
 def test_the_closed_form_is_the_proximal_solve() -> None:
     c, sigma = case(coils=1), torch.full((1,), 0.3, dtype=torch.float64)
-    assert isinstance(guide(denoise, c.slice_, Recipe(description=""), sigma_data=0.4), ClosedForm)
+    recipe = Recipe(description="", covariance="residual")
+    assert isinstance(guide(denoise, c.slice_, recipe, sigma_data=0.4), ClosedForm)
     x_t = torch.randn(1, *SHAPE, dtype=torch.complex128, generator=torch.Generator().manual_seed(1))
     for p in (power(), None):
         expected = Proximal(denoise, c.slice_, p, iterations=60)(x_t, sigma)

@@ -36,7 +36,7 @@ def prior(seen: list[Tensor], objective: str, sampling: Sampling) -> Prior:
 
 
 def recipe(**changes: Any) -> Recipe:
-    return Recipe(description="d", samples=2, steps=3, **changes)
+    return Recipe(description="d", **{"samples": 2, "steps": 3, "covariance": "residual"} | changes)
 
 
 def samples(prior_: Prior, recipe_: Recipe, **arguments: Any) -> Tensor:
@@ -124,6 +124,7 @@ def test_a_rule_chooses_lambda() -> None:
 KINDS = [
     {"covariance": covariance, "sampler": sampler, "ensemble": ensemble}
     for covariance, sampler, ensemble in (
+        ("local", "decoupled", 0),
         ("residual", "decoupled", 0),
         ("spectral", "ancestral", 0),
         ("isotropic", "heun", 2),

@@ -54,7 +54,7 @@ def by_itself(slice_: Slice, recipe: Recipe, seed: int) -> Tensor:
 def test_together_as_one_by_one(sampler: str, coils: tuple[int, ...]) -> None:
     """With draws of noise for as many coils; fewer coils draw other numbers of the same law."""
     slices = [measured(n, c, sigma0) for n, (c, sigma0) in enumerate(zip(coils, (0.02, 0.1, 0.05), strict=True))]
-    recipe = Recipe(description="d", sampler=sampler, steps=5, cg_iterations=60)  # type: ignore[arg-type]
+    recipe = Recipe(description="d", covariance="residual", sampler=sampler, steps=5, cg_iterations=60)  # type: ignore[arg-type]
     generators = [torch.Generator().manual_seed(n) for n in range(3)]
     found = sample_together(slices, PRIOR, recipe, generators)
     for n, (slice_, sample) in enumerate(zip(slices, found, strict=True)):
@@ -66,7 +66,7 @@ def test_together_as_one_by_one(sampler: str, coils: tuple[int, ...]) -> None:
 def test_fewer_coils_have_draws_of_the_same_law() -> None:
     """Mean and variance over many draws of a slice of 2 coils beside one of 6."""
     slices, n = [measured(0, 2, 0.3, (12, 16)), measured(1, 6, 0.3, (12, 16))], 200
-    recipe = Recipe(description="d", steps=2, cg_iterations=12, sigma_max=1.0)
+    recipe = Recipe(description="d", covariance="residual", steps=2, cg_iterations=12, sigma_max=1.0)
     many = [slices[0]] * n + [slices[1]]
     found = sample_together(many, PRIOR, recipe, [torch.Generator().manual_seed(k) for k in range(n + 1)])[:n]
     alone = posterior_samples(
@@ -88,7 +88,7 @@ def test_other_matrix_sizes_are_stacks_of_their_own_and_points_go_alone(
         stack(slices)
     with pytest.raises(ValueError, match="along lines"):
         stack([points])
-    recipe = Recipe(description="d", sampler="ddim", steps=3, cg_iterations=60, samples=2)
+    recipe = Recipe(description="d", covariance="residual", sampler="ddim", steps=3, cg_iterations=60, samples=2)
     given = [*slices, points]
     found = several_samples(given, PRIOR, recipe, [torch.Generator().manual_seed(n) for n in range(4)])
     assert [x.shape for x in found] == [(2, *s.kspace.shape[1:]) for s in given]
@@ -108,7 +108,7 @@ def test_sampling_ends_where_the_cleanest_slice_would() -> None:
         seen.append(sigma)
         return denoise(x_t, sigma)
 
-    recipe = Recipe(description="d", steps=4, cg_iterations=2)
+    recipe = Recipe(description="d", covariance="residual", steps=4, cg_iterations=2)
     slices = [measured(0, 2, 0.8), measured(1, 2, 0.4)]
     sample_together(slices, replace(PRIOR, denoiser=watched), recipe, [torch.Generator(), torch.Generator()])
     assert [float(s[0]) for s in (seen[0], seen[-1])] == pytest.approx([recipe.sigma_max, 0.1])
@@ -117,6 +117,6 @@ def test_sampling_ends_where_the_cleanest_slice_would() -> None:
 
 def test_divergence_is_told() -> None:
     broken = replace(PRIOR, denoiser=lambda x, s: x * torch.nan)
-    recipe = Recipe(description="d", steps=2, cg_iterations=2)
+    recipe = Recipe(description="d", covariance="residual", steps=2, cg_iterations=2)
     with pytest.raises(MrgenError, match="diverged"):
         sample_together([measured(0, 3, 0.1)], broken, recipe, [torch.Generator()])
