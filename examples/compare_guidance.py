@@ -103,6 +103,7 @@ def quality(slice_: Slice, reference: Tensor, prior: Prior, arguments: argparse.
     common = {"sampler": arguments.sampler}
     changes = {
         "proximal, decoupled (the default)": {},
+        "proximal, decoupled, residual": {"covariance": "residual"},
         "proximal": common,
         "proximal, spectral": {**common, "covariance": "spectral"},
         "mmps": {**common, "guidance": "mmps", "cg_iterations": arguments.mmps_iterations},

@@ -21,7 +21,7 @@ from mrgen.prior.mstep import learn_from_samples
 from mrgen.scans.scan import Slice
 from mrgen.settings import Protocol, Recipe, load
 
-STACK = 2**26  # numbers of k-space in slices that are sampled at once: 0.5 GB, which a GPU needs about ten times
+STACK = 2**27  # numbers in an array of what is sampled at once: 1 GB, which a GPU needs about ten times
 
 
 def several_samples(
@@ -29,13 +29,16 @@ def several_samples(
 ) -> list[Tensor]:
     """`recipe.samples` posterior samples (n, y, x) of each slice.
 
-    Those of one matrix size, sampled along lines, are drawn together, while they and their coils fit into STACK.
+    Those of one matrix size, sampled along lines, are drawn together, while they and their coils, and a matrix for each
+    readout position where E^(1/2) of V_t needs them, fit into STACK.
     """
     stacks: dict[object, list[int]] = {}
     for i, slice_ in enumerate(slices):
         stacks.setdefault(i if slice_.mask.ndim > 1 else slice_.kspace.shape[1:], []).append(i)
     found: dict[int, Tensor] = {}
-    room = max(1, STACK // max(slice_.kspace.numel() for slice_ in slices))
+    matrices = int(recipe.covariance == "local")
+    sizes = (max(s.kspace.numel(), matrices * s.kspace[0].numel() * s.kspace.shape[-1]) for s in slices)
+    room = max(1, STACK // max(sizes))
     for members in (m[i : i + room] for m in stacks.values() for i in range(0, len(m), room)):
         chosen, own = [slices[i] for i in members], [generators[i] for i in members]
         if chosen[0].mask.ndim > 1:

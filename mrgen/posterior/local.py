@@ -22,21 +22,23 @@ FREEDOM = 25.0  # the relative error of an average is about FREEDOM^(-1/2)
 NARROWEST, LEAST = 1.5, 0.01  # std in pixels; of E, where D is more certain of itself than it should be
 
 
-def _smooth(image: Tensor, std: float) -> Tensor:
-    """A real image (y, x) convolved, periodically, with a Gaussian of `std` pixels."""
-    n_y, n_x = image.shape
+def _smooth(image: Tensor, std: Tensor) -> Tensor:
+    """Real images (n, y, x) convolved, periodically, with Gaussians of `std` (n, 1, 1) pixels."""
+    n_y, n_x = image.shape[-2:]
     fy, fx = torch.fft.fftfreq(n_y, device=image.device), torch.fft.rfftfreq(n_x, device=image.device)
-    decay = (-2 * math.pi**2 * std**2 * (fy[:, None] ** 2 + fx**2)).exp()
+    decay = (-2 * math.pi**2 * std.square() * (fy[:, None] ** 2 + fx**2)).exp()
     smooth: Tensor = torch.fft.irfft2(torch.fft.rfft2(image) * decay, s=(n_y, n_x))
     return smooth
 
 
 def local_variance(diagonal: Tensor, support: Tensor) -> Tensor:
-    """E (y, x) of mean 1, 0 outside `support`, from estimates of J_rr (y, x) by one probe."""
-    inside = diagonal * support
-    mean = (inside.sum() / support.sum()).clamp_min(1e-9)
-    widest = max(diagonal.shape) / 4
-    std = float((FREEDOM / (4 * math.pi * mean)).sqrt().clamp(NARROWEST, widest))
-    smooth = _smooth(inside, std)
-    e = support * smooth.clamp_min(LEAST * float(smooth.mean().clamp_min(1e-9)))
-    return e / e.mean()
+    """E (n, y, x), each of mean 1 and 0 outside `support` (y, x) or (n, y, x), from estimates of J_rr by one probe."""
+
+    def total(images: Tensor) -> Tensor:
+        return images.sum((-2, -1), keepdim=True)
+
+    inside, widest = diagonal * support, max(diagonal.shape[-2:]) / 4
+    freedom = (total(inside) / total(support)).clamp_min(1e-9)  # mean J_rr
+    smooth = _smooth(inside, (FREEDOM / (4 * math.pi * freedom)).sqrt().clamp(NARROWEST, widest))
+    e = support * torch.maximum(smooth, LEAST * smooth.mean((1, 2), keepdim=True).clamp_min(1e-9))
+    return e / e.mean((1, 2), keepdim=True)

@@ -15,6 +15,7 @@ solve hardly depends on it, and so few matrices are ever inverted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -26,24 +27,23 @@ from mrgen.scans.scan import Slice
 
 
 def fourier_diagonal(maps: Tensor, mask: Tensor) -> Tensor:
-    """The diagonal of F A^H A F^H for A = M F S, (ky, kx): how much of each frequency the scan measures.
+    """The diagonal of F A^H A F^H for A = M F S, (..., ky, kx): how much of each frequency the scan measures.
 
-    Element k is sum_c sum_q M_q |S_c(q - k)|^2 / N with S_c(q) the Fourier transform of a coil map (coil, y, x), a
+    Element k is sum_c sum_q M_q |S_c(q - k)|^2 / N with S_c(q) the Fourier transform of a coil map (..., coil, y, x), a
     correlation of the mask with the power of the maps.
     """
     spread = fft2c(maps).abs().square().sum(-3)
     sampled = mask.expand(spread.shape).to(spread)
     correlation = fft2c(ifft2c(sampled + 0j) * ifft2c(spread + 0j).conj()).real
-    diagonal: Tensor = (correlation / spread.numel() ** 0.5).clamp_min(0)
+    diagonal: Tensor = (correlation / math.prod(spread.shape[-2:]) ** 0.5).clamp_min(0)
     return diagonal
 
 
 class Preconditioner:
     """P^-1 for one slice and any q; call it as q (n, ky, kx), (ky, kx) or () -> (r (n, ky, kx) -> P^-1 r).
 
-    `spread` is E^(1/2), (y, x), or None where it is 1.
-
-    Of several q the first decides on r, so that the others hold no sway over an image's rounding.
+    `spread` is E^(1/2), (1, y, x), or None where it is 1. Of several q the first decides on r, so that the others hold
+    no sway over an image's rounding.
     """
 
     def __init__(self, slice_: Slice) -> None:
@@ -55,8 +55,8 @@ class Preconditioner:
     def _inverse(self, gram: Tensor, exponent: int, spread: Tensor | None) -> Tensor:
         eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         if spread is not None:
-            local = spread[:, :, None] * gram * spread[:, None, :]
-            return torch.cholesky_inverse(torch.linalg.cholesky(eye + 4.0**exponent * local))
+            gram = spread[0, :, :, None] * gram * spread[0, :, None, :]
+            return torch.cholesky_inverse(torch.linalg.cholesky(eye + 4.0**exponent * gram))
         if self.kept is None or self.kept[0] != exponent:
             self.kept = exponent, torch.cholesky_inverse(torch.linalg.cholesky(eye + 4.0**exponent * gram))
         return self.kept[1]

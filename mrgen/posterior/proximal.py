@@ -40,6 +40,11 @@ from mrgen.prior.spectrum import Rings, excess_power
 from mrgen.scans.scan import Slice
 
 
+def probe(support: Tensor) -> Tensor:
+    """Random phases (y, x), the same on every device, for maps with this support."""
+    return unit_phase(torch.zeros(support.shape[-2:]), torch.Generator().manual_seed(0)).to(support.device)
+
+
 class Proximal:
     """The posterior denoiser of one slice; call it as D(x_t (n, y, x), sigma (n,)) with one sigma for all n."""
 
@@ -61,10 +66,8 @@ class Proximal:
         self.prior, self.slice, self.power, self.iterations = prior, slice_, power, iterations
         self.draw, self.draw_above = draw, draw_above
         self.support = slice_.support
-        self.probe = None
-        if local:  # random phases, the same for every sample and on every device
-            phases = unit_phase(torch.zeros(self.support.shape), torch.Generator().manual_seed(0))
-            self.probe = phases.to(self.support.device)
+        self.probe = probe(self.support) if local else None
+        self.probed = 1  # so many of the first images have an E of their own
         self.operator = slice_.operator()
         self.adjoint_data = self.operator.adjoint(slice_.kspace)
         self.normal = sense_normal(slice_.maps, slice_.mask)
@@ -72,12 +75,13 @@ class Proximal:
         self.rings = Rings(slice_.mask, (slice_.kspace.shape[-2], slice_.kspace.shape[-1]))
 
     def denoise(self, x_t: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor | None]:
-        """D(x_t) (n, y, x) within the support, and E^(1/2) (y, x), or None where it is 1."""
+        """D(x_t) (n, y, x) within the support, and E^(1/2) (1 or n, y, x), or None where it is 1."""
         if self.probe is None:
             return self.support * self.prior(x_t, sigma), None
-        first = torch.zeros(1, dtype=torch.long, device=x_t.device)
-        mean, slope = denoise_with_slope(self.prior, x_t, self.probe[None], sigma, first)
-        return self.support * mean, local_variance((self.probe.conj() * slope[0]).real, self.support).sqrt()
+        chosen = torch.arange(self.probed, device=x_t.device)
+        probes = self.probe.expand(self.probed, -1, -1)
+        mean, slope = denoise_with_slope(self.prior, x_t, probes, sigma, chosen)
+        return self.support * mean, local_variance((probes.conj() * slope).real, self.support).sqrt()
 
     def covariance(self, mean: Tensor, sigma: Tensor) -> Tensor:
         """Lambda about denoised images `mean` (n, y, x): (n, ky, kx), each from its own residual, or one for all."""

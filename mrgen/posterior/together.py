@@ -8,7 +8,7 @@ With recon/em.toml and 32 slices a slice takes 990 tensor operations instead of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from mrgen.physics.cg import conjugate_gradient
-from mrgen.physics.operators import line_normal
+from mrgen.physics.fourier import fft2c, ifft2c
+from mrgen.physics.operators import line_gram, line_normal
 from mrgen.posterior.precondition import fourier_diagonal
-from mrgen.posterior.proximal import Proximal
+from mrgen.posterior.proximal import Proximal, probe
 from mrgen.posterior.reconstruct import START_ITERATIONS, refuse_nan
 from mrgen.posterior.samplers import SAMPLERS, noise_levels
 from mrgen.prior.denoiser import Denoise
@@ -56,34 +57,56 @@ def stack(slices: Sequence[Slice]) -> Slice:
 
 
 class Together(Proximal):
-    """`Proximal` with V_t from the residual for a stack; call it as D(x_t (slice, y, x), sigma (slice,)), one sigma."""
+    """`Proximal`, Lambda from the residual, for a stack; call it as D(x_t (slice, y, x), sigma (slice,)), one sigma."""
 
     def __init__(
-        self, prior: Denoise, slices: Sequence[Slice], *, iterations: int, draw: torch.Generator | None, above: float
+        self,
+        prior: Denoise,
+        slices: Sequence[Slice],
+        *,
+        iterations: int,
+        local: bool,
+        draw: torch.Generator | None,
+        above: float,
     ) -> None:
         """`draw` and `above` are `draw` and `draw_above` of `Proximal`."""
         self.prior, self.slice, self.power, self.iterations = prior, stack(slices), None, iterations
-        self.draw, self.draw_above, self.probe = draw, above, None
+        self.draw, self.draw_above = draw, above
         self.support = (self.slice.maps != 0).any(1)
+        self.probe, self.probed = probe(self.support) if local else None, len(slices)
         self.operator = self.slice.operator()
         self.adjoint_data = self.operator.adjoint(self.slice.kspace)
         self.normal = line_normal(self.slice.maps, self.slice.mask)
-        measured = torch.stack([fourier_diagonal(s.maps, s.mask) for s in slices])
-        self.preconditioner = lambda q, _: lambda r: r / (1 + q * measured)  # type: ignore[assignment]
+        self.measured = fourier_diagonal(self.slice.maps, self.slice.mask[:, 0])
+        grams = [line_gram(s.maps, s.mask) for s in slices] if local else []
+        self.gram = torch.stack(grams) if grams else None  # type: ignore[arg-type]
+        self.preconditioner = self.precondition  # type: ignore[assignment]
         self.each = [Rings(s.mask, (s.kspace.shape[-2], s.kspace.shape[-1])) for s in slices]
         self.coils = torch.tensor([len(s.maps) for s in slices], device=self.slice.mask.device)[:, None, None]
 
     def covariance(self, mean: Tensor, sigma: Tensor) -> Tensor:
-        """V_t of each slice, (slice, ky, kx), about the denoised images `mean` (slice, y, x)."""
+        """Lambda of each slice, (slice, ky, kx), about the denoised images `mean` (slice, y, x)."""
         residual, ceiling = self.slice.kspace - self.operator.forward(mean), float(sigma.square())
         errors = residual.abs().square().sum(1) - self.coils * self.slice.sigma0**2
         averages = [rings.average(e, 1e-3 * ceiling) for rings, e in zip(self.each, errors, strict=True)]
         return torch.stack(averages).clamp_max(ceiling)
 
+    def precondition(self, q: Tensor, spread: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """As `Preconditioner`, for q and E^(1/2) of each slice, (slice, ky, kx) and (slice, y, x)."""
+        if spread is None or self.gram is None:
+            return lambda r: r / (1 + q * self.measured)
+        measured = fourier_diagonal(self.slice.maps * spread[:, None], self.slice.mask[:, 0])
+        number = q.log().mean((1, 2), keepdim=True).exp()
+        eye = torch.eye(q.shape[-1], dtype=self.gram.dtype, device=q.device)
+        system = number[..., None] * spread[..., None] * self.gram * spread[:, :, None] + eye
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(system))
+        g = ((1 + q * measured) / (1 + number * measured)).sqrt()
+        return lambda r: fft2c((inverse @ ifft2c(r / g)[..., None])[..., 0]) / g
+
 
 def together_applies(recipe: Recipe) -> bool:
     """Whether `sample_together` knows what the recipe asks for."""
-    return recipe.guidance == "proximal" and recipe.covariance == "residual" and not recipe.ensemble
+    return recipe.guidance == "proximal" and recipe.covariance in ("local", "residual") and not recipe.ensemble
 
 
 def sample_together(
@@ -97,7 +120,8 @@ def sample_together(
     lowest = max(prior.sigma_min, min(s.sigma0 for s in slices) / 4)
     sigmas = noise_levels(recipe.sigma_max, lowest, recipe.steps, recipe.grid)
     draw = draws.generator if recipe.sampler == "decoupled" else None
-    denoise = Together(prior, slices, iterations=recipe.cg_iterations, draw=draw, above=float(sigmas[-1]))
+    above, local = float(sigmas[-1]), recipe.covariance == "local"
+    denoise = Together(prior, slices, iterations=recipe.cg_iterations, local=local, draw=draw, above=above)
     with torch.inference_mode(), draws:
         start = conjugate_gradient(
             lambda x: denoise.normal(x) + 0.01 * x, denoise.adjoint_data, iterations=START_ITERATIONS

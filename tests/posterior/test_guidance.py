@@ -114,9 +114,9 @@ def test_the_preconditioner_is_exact_for_one_number() -> None:
     """q = 4^e everywhere: then P is the system itself."""
     slice_ = sense_scan()
     r = torch.randn(2, 32, 32, dtype=torch.complex128, generator=torch.Generator().manual_seed(1))
-    spread = torch.rand(32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    spread = torch.rand(1, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     preconditioner, q = Preconditioner(slice_), torch.tensor(4.0**3, dtype=torch.float64)
-    for e in (None, spread, spread.flip(0)):
+    for e in (None, spread, spread.flip(1)):
         z, by = preconditioner(q, e)(r), 1 if e is None else e
         torch.testing.assert_close(z + 64 * fft2c(by * slice_.operator().normal(by * ifft2c(z))), r)
 

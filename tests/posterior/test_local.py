@@ -28,7 +28,7 @@ POWER = torch.where(OBJECT, 1.0, 1e-4).double()  # E|x_r|^2: x is white, and nea
 def slope(denoise: Denoise, sigma: float) -> Tensor:
     """conj(v) J v, real part, of a linear denoiser."""
     v = unit_phase(torch.zeros(SHAPE), torch.Generator().manual_seed(0)).to(torch.complex128)
-    return (v.conj() * denoise(v[None], torch.tensor([sigma]))[0]).real
+    return (v.conj() * denoise(v[None], torch.tensor([sigma]))).real
 
 
 def nowhere_but_in_the_object(x_t: Tensor, sigma: Tensor) -> Tensor:
@@ -54,9 +54,9 @@ def test_where_the_denoiser_is_diagonal_a_probe_sees_it_exactly() -> None:
     found = local_variance(slope(lambda x, s: p / (p + s.square()) * x, 0.5), EVERYWHERE)
     expected = p / (p + 0.25)
     inner = (Y.abs() < 0.8) & (X.abs() < 0.8)  # the neighbourhood wraps around
-    assert float((found - expected / expected.mean()).abs()[inner].max()) < 0.05
-    part = local_variance(p, OBJECT)
-    assert torch.equal(part == 0, ~OBJECT)
+    assert float((found - expected / expected.mean()).abs()[0, inner].max()) < 0.05
+    part = local_variance(p[None], OBJECT)
+    assert torch.equal(part[0] == 0, ~OBJECT)
     assert float(part.mean()) == pytest.approx(1)
 
 

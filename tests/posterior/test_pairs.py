@@ -35,8 +35,8 @@ STRIDES = {"ddim": 2, "multistep": 6, "heun": 6, "ancestral": 1, "decoupled": 24
 
 
 def guided(guidance: str, prior: Denoise, slice_: Slice, power: Tensor, draw: torch.Generator | None = None) -> Denoise:
-    if guidance == "proximal":
-        return Proximal(prior, slice_, power, iterations=15, draw=draw)
+    if guidance in ("proximal", "local"):
+        return Proximal(prior, slice_, power, iterations=15, local=guidance == "local", draw=draw)
     if guidance == "fourier":
         return ClosedForm(prior, slice_, power, draw=draw)
     found = Mmps(prior, slice_, iterations=5)
@@ -94,7 +94,7 @@ def pairs(*guidances: str) -> list:
     ]
 
 
-@pytest.mark.parametrize(("guidance", "sampler"), pairs("proximal", "fourier", "mmps"))
+@pytest.mark.parametrize(("guidance", "sampler"), [*pairs("proximal", "fourier", "mmps"), ("local", "decoupled")])
 def test_a_gaussian_posterior(guidance: str, sampler: str) -> None:
     """The 2,500 samples of a sampler that draws have standard errors of 0.02 (mean), 0.01 (sd) and 0.05."""
     c, denoise = on_a_gaussian(guidance)

@@ -44,17 +44,26 @@ def by_itself(slice_: Slice, recipe: Recipe, seed: int) -> Tensor:
     """One sample (y, x) by `Proximal`; its solve should converge: a stack may be preconditioned otherwise."""
     g, levels = torch.Generator().manual_seed(seed), noise_levels(recipe.sigma_max, 0.05, recipe.steps)
     draw = g if recipe.sampler == "decoupled" else None
-    alone = Proximal(denoise, slice_, None, iterations=recipe.cg_iterations, draw=draw, draw_above=float(levels[-1]))
+    alone = Proximal(
+        denoise,
+        slice_,
+        None,
+        iterations=recipe.cg_iterations,
+        local=recipe.covariance == "local",
+        draw=draw,
+        draw_above=float(levels[-1]),
+    )
     start = cg_sense(slice_, 0.01, START_ITERATIONS)[None]
     x = start + recipe.sigma_max * complex_noise(start, g)
     return SAMPLERS[recipe.sampler](alone, x, levels, g)[0]
 
 
+@pytest.mark.parametrize("covariance", ["local", "residual"])
 @pytest.mark.parametrize(("sampler", "coils"), [("ddim", (3, 5, 4)), ("decoupled", (4, 4, 4))])
-def test_together_as_one_by_one(sampler: str, coils: tuple[int, ...]) -> None:
+def test_together_as_one_by_one(sampler: str, coils: tuple[int, ...], covariance: str) -> None:
     """With draws of noise for as many coils; fewer coils draw other numbers of the same law."""
     slices = [measured(n, c, sigma0) for n, (c, sigma0) in enumerate(zip(coils, (0.02, 0.1, 0.05), strict=True))]
-    recipe = Recipe(description="d", covariance="residual", sampler=sampler, steps=5, cg_iterations=60)  # type: ignore[arg-type]
+    recipe = Recipe(description="d", covariance=covariance, sampler=sampler, steps=5, cg_iterations=60)  # type: ignore[arg-type]
     generators = [torch.Generator().manual_seed(n) for n in range(3)]
     found = sample_together(slices, PRIOR, recipe, generators)
     for n, (slice_, sample) in enumerate(zip(slices, found, strict=True)):
