@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,24 +16,9 @@ import pydicom
 import pytest
 import torch
 
-from mrgen import cli
 from mrgen.cli import recon as recon_command
 
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def mrgen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Call the entry point as a shell would: (exit code, stdout, stderr)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mrgen", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        streams = capsys.readouterr()
-        return int(caught.value.code or 0), streams.out, streams.err
-
-    return call
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from mrgen import __version__, cli
+from mrgen import __version__
 from mrgen.posterior.samplers import noise_levels
 from mrgen.posterior.unconditional import unconditional_samples
 from mrgen.prior.denoiser import Denoiser
@@ -23,20 +22,6 @@ from mrgen.settings import Network
 
 LEVELS = {"sigma_min": 0.01, "sigma_max": 20.0, "sigma_data": 0.4}
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def mrgen(monkeypatch, capsys) -> Call:
-    """Call the entry point as a shell would: (exit code, stdout, stderr)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mrgen", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        streams = capsys.readouterr()
-        return int(caught.value.code or 0), streams.out, streams.err
-
-    return call
 
 
 @pytest.fixture

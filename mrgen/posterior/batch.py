@@ -59,3 +59,15 @@ class Batch:
         self.images = max(1, tried // 2)
         torch.cuda.empty_cache()
         self.report(f"note    the device has no memory for {tried} images at a time: going on with {self.images}")
+
+    def counted(self, denoise: Denoise, total: int, progress: Callable[[int, int], None] | None) -> Denoise:
+        """`denoise` in batches, which tells `progress(done, total)` of the images done."""
+        done = 0
+
+        def count(images: int) -> None:
+            nonlocal done
+            done += images
+            if progress is not None:
+                progress(done, total)
+
+        return lambda x_t, sigma: self.denoise(denoise, x_t, sigma, count)

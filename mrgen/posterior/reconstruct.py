@@ -21,7 +21,6 @@ from mrgen.posterior.guidance import guide
 from mrgen.posterior.regularisation import Choice, choose
 from mrgen.posterior.samplers import SAMPLERS, noise_levels
 from mrgen.posterior.splitting import Iterated, gaussian_posterior, split
-from mrgen.prior.denoiser import Denoise
 from mrgen.prior.ensemble import MaskEnsemble, training_sampling
 from mrgen.prior.files import Prior
 from mrgen.prior.objectives import complex_noise
@@ -101,18 +100,8 @@ def posterior_samples(
     batch, draws = batch or Batch.on(device), DrawPerSample(generator)
     evaluations = 2 * recipe.steps - 1 if recipe.sampler == "heun" else recipe.steps
     probes = recipe.guidance == "proximal" and recipe.covariance == "local"
-    total, done = evaluations * (probes + recipe.samples * max(1, recipe.ensemble)), 0
-
-    def count(images: int) -> None:
-        nonlocal done
-        done += images
-        if progress is not None:
-            progress(done, total)
-
-    def in_batches(x_t: Tensor, sigma: Tensor) -> Tensor:
-        return batch.denoise(prior, x_t, sigma, count)
-
-    unconditional: Denoise = in_batches
+    total = evaluations * (probes + recipe.samples * max(1, recipe.ensemble))
+    unconditional = in_batches = batch.counted(prior, total, progress)
     if recipe.ensemble:
         unconditional = MaskEnsemble(in_batches, training_sampling(prior.metadata), recipe.ensemble, draws.generator)
     draw = draws.generator if recipe.sampler == "decoupled" else None

@@ -45,19 +45,11 @@ def unconditional_samples(
     the network has denoised, `batch` at a time. Raises MrgenError on NaN and as `Batch` does.
     """
     batch, draws = batch or Batch.on(device), DrawPerSample(torch.Generator().manual_seed(seed))
-    done, total = 0, shape[0] * (RESTARTS * RESTART_LEVELS + len(sigmas))
+    total = shape[0] * (RESTARTS * RESTART_LEVELS + len(sigmas))
     sigma_max = float(sigmas[0])
     high = noise_levels(sigma_max, sigma_max / RESTART_RATIO, RESTART_LEVELS)
 
-    def count(images: int) -> None:
-        nonlocal done
-        done += images
-        if progress is not None:
-            progress(done, total)
-
-    def in_batches(x_t: Tensor, sigma: Tensor) -> Tensor:
-        return batch.denoise(denoise, x_t, sigma, count)
-
+    in_batches = batch.counted(denoise, total, progress)
     with torch.inference_mode(), draws:
         x = sigma_max * complex_noise(torch.empty(shape, dtype=torch.complex64, device=device), draws.generator)
         for _ in range(RESTARTS):

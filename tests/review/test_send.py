@@ -6,7 +6,6 @@ import json
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,6 @@ import oblique
 import pydicom
 import pytest
 
-from mrgen import cli
 from mrgen.review import send as sending
 from mrgen.review.send import CStore, StowRs, Tls, find_objects, send
 
@@ -224,18 +222,6 @@ def test_http_statuses_of_stow(three, monkeypatch, codes, stored, tries):
     (outcome,) = send(three[:1], StowRs("http://127.0.0.1:1/dicom-web"), 3, lambda _: None)
     assert (outcome.stored, len(asked)) == (stored, tries)
     assert stored or any(word in outcome.status for word in (f"HTTP {codes[-1]}:", "failure 0xC000"))
-
-
-@pytest.fixture
-def mrgen(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mrgen", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        streams = capsys.readouterr()
-        return int(caught.value.code or 0), streams.out, streams.err
-
-    return call
 
 
 def test_the_exit_code_tells_how_it_went(mrgen, three):
