@@ -37,8 +37,8 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_mean_beats_every_baseline_at_r_8(result: Path) -> None:
     volume = json.loads((result / "report.json").read_text())["metrics"]["volume"]
     psnr = {name: scores["psnr_fit"] for name, scores in volume.items()}
-    # the margin is that of two samples; like the reference, the L1-wavelet image is 0 where no coil has a map
-    assert psnr["reconstruction"] > psnr["l1_wavelet"] + 0.4 > psnr["zero_filled"] + 0.4
+    # the margin is for two samples; like the reference, the L1-wavelet image is 0 where no coil has a map
+    assert psnr["reconstruction"] > psnr["l1_wavelet"] + 2 > psnr["zero_filled"] + 2
 
 
 def test_the_outputs_are_whole(result: Path) -> None:
