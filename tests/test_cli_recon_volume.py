@@ -268,7 +268,7 @@ def test_a_smaller_batch_is_kept_for_the_next_slice(mrgen, scan, posterior, tmp_
         "note    the device has no memory for 8 images at a time: going on with 4",
         "note    the device has no memory for 4 images at a time: going on with 2",
     ]
-    assert sizes == [8, 4] + [2] * (4 * 4 * 2)  # 4 calls of 2 images at 4 noise levels of 2 slices
+    assert sizes == [8, 4] + [2, 2, 2, 2, 1] * (4 * 2)  # 8 samples and a probe, at 4 noise levels of 2 slices
 
 
 @pytest.mark.slow
