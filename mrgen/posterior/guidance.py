@@ -2,8 +2,8 @@
 
 | name | what is assumed of x given x_t | network, a level |
 |---|---|---|
-| `proximal` | Gaussian, covariance diagonal in Fourier space | 1 call |
-| `fourier` | the same; one coil with unit map, closed form | 1 call |
+| `proximal` | Gaussian, covariance diagonal in Fourier space, with `local` also scaled over the image | 1 call |
+| `fourier` | Gaussian, covariance diagonal in Fourier space; one coil with unit map, closed form | 1 call |
 | `mmps` | Gaussian, covariance from the denoiser's Jacobian | 1 call and a backward pass for each CG iteration |
 | `dps` | nothing: a gradient step on the residual | 1 call and 1 backward pass |
 """
@@ -33,7 +33,6 @@ class Terms:
 
     recipe: Recipe
     power: Tensor | None  # P of V_t, None: from the residual
-    local: bool = False  # with E of V_t
     draw: torch.Generator | None = None  # draws instead of means, for the sampler `decoupled`
     draw_above: float = 0.0  # at noise levels above this one
 
@@ -44,7 +43,7 @@ GUIDANCE: dict[str, Callable[[Denoise, Slice, Terms], Denoise]] = {
         slice_,
         t.power,
         iterations=t.recipe.cg_iterations,
-        local=t.local,
+        local=t.recipe.covariance == "local",
         draw=t.draw,
         draw_above=t.draw_above,
     ),
@@ -63,7 +62,8 @@ def guide(
     draw: torch.Generator | None = None,
     draw_above: float = 0.0,
 ) -> Denoise:
-    """The posterior denoiser that `recipe.guidance` names; `proximal` takes the closed form where it applies.
+    """The posterior denoiser that `recipe.guidance` names; `proximal` takes the closed form where it applies,
+    which it does not with a local covariance.
 
     `sigma_data` is the rms of the prior's images, for an isotropic V_t. With `draw` it returns draws at levels above
     `draw_above`, if it can. Raises MrgenError where the guidance does not apply to the scan.
@@ -73,9 +73,9 @@ def guide(
         power = power_spectrum(slice_)
     elif recipe.covariance == "isotropic":
         power = torch.tensor(sigma_data**2, device=slice_.kspace.device)
-    local = recipe.covariance == "local"
+    local = recipe.guidance == "proximal" and recipe.covariance == "local"
     if local and recipe.ensemble:
         raise MrgenError('a mask ensemble has no Jacobian to probe: add covariance = "residual" to the recipe')
     closed = recipe.guidance == "proximal" and not local and diagonal_in_fourier(slice_)
     name = "fourier" if closed else recipe.guidance
-    return GUIDANCE[name](prior, slice_, Terms(recipe, power, local, draw, draw_above))
+    return GUIDANCE[name](prior, slice_, Terms(recipe, power, draw, draw_above))

@@ -10,7 +10,8 @@ diagonal of H the second one has both,
     P = G F (I + r A^H A) F^H G,     G^2 = (1 + q m) / (1 + r m)
 
 For points that are not lines, and for r below 2, P is the diagonal. r is the geometric mean of q, to a power of 4: the
-solve hardly depends on it, and so few matrices are ever inverted.
+solve hardly depends on it, and so, where E is 1, few matrices are ever inverted. With E they are at every level: it
+changes, and the solve depends on that.
 """
 
 from __future__ import annotations
@@ -39,6 +40,17 @@ def fourier_diagonal(maps: Tensor, mask: Tensor) -> Tensor:
     return diagonal
 
 
+def local_gram(gram: Tensor, spread: Tensor) -> Tensor:
+    """E^(1/2) A^H A E^(1/2), (..., y, x, x), of that of A and of E^(1/2) (..., y, x)."""
+    return spread.unsqueeze(-1) * gram * spread.unsqueeze(-2)
+
+
+def inverse_rows(gram: Tensor) -> Tensor:
+    """(I + G)^-1 of Hermitian positive semi-definite matrices (..., x, x)."""
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    return torch.cholesky_inverse(torch.linalg.cholesky(eye + gram))
+
+
 class Preconditioner:
     """P^-1 for one slice and any q; call it as q (n, ky, kx), (ky, kx) or () -> (r (n, ky, kx) -> P^-1 r).
 
@@ -53,12 +65,10 @@ class Preconditioner:
         self.kept: tuple[int, Tensor] | None = None  # exponent of r and (I + r A^H A)^-1, (y, x, x)
 
     def _inverse(self, gram: Tensor, exponent: int, spread: Tensor | None) -> Tensor:
-        eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         if spread is not None:
-            gram = spread[0, :, :, None] * gram * spread[0, :, None, :]
-            return torch.cholesky_inverse(torch.linalg.cholesky(eye + 4.0**exponent * gram))
+            return inverse_rows(4.0**exponent * local_gram(gram, spread[0]))
         if self.kept is None or self.kept[0] != exponent:
-            self.kept = exponent, torch.cholesky_inverse(torch.linalg.cholesky(eye + 4.0**exponent * gram))
+            self.kept = exponent, inverse_rows(4.0**exponent * gram)
         return self.kept[1]
 
     def __call__(self, q: Tensor, spread: Tensor | None = None) -> Callable[[Tensor], Tensor]:

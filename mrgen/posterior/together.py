@@ -3,7 +3,6 @@
 A slice alone keeps a GPU waiting for the next small kernel. Slices of one matrix size, sampled along lines, are stacked
 instead, with coils of zeros where they have fewer, and every step of `Proximal` is one for the whole stack; noise,
 covariance and random numbers stay those of each slice. Only the lowest noise level is common: that of the cleanest.
-With recon/em.toml and 32 slices a slice takes 990 tensor operations instead of 13,900.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch import Tensor
 from mrgen.physics.cg import conjugate_gradient
 from mrgen.physics.fourier import fft2c, ifft2c
 from mrgen.physics.operators import line_gram, line_normal
-from mrgen.posterior.precondition import fourier_diagonal
+from mrgen.posterior.precondition import fourier_diagonal, inverse_rows, local_gram
 from mrgen.posterior.proximal import Proximal, probe
 from mrgen.posterior.reconstruct import START_ITERATIONS, refuse_nan
 from mrgen.posterior.samplers import SAMPLERS, noise_levels
@@ -97,9 +96,7 @@ class Together(Proximal):
             return lambda r: r / (1 + q * self.measured)
         measured = fourier_diagonal(self.slice.maps * spread[:, None], self.slice.mask[:, 0])
         number = q.log().mean((1, 2), keepdim=True).exp()
-        eye = torch.eye(q.shape[-1], dtype=self.gram.dtype, device=q.device)
-        system = number[..., None] * spread[..., None] * self.gram * spread[:, :, None] + eye
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(system))
+        inverse = inverse_rows(number[..., None] * local_gram(self.gram, spread))
         g = ((1 + q * measured) / (1 + number * measured)).sqrt()
         return lambda r: fft2c((inverse @ ifft2c(r / g)[..., None])[..., 0]) / g
 

@@ -8,6 +8,7 @@ processes or into parts, and a step that is computed again after a resume draws 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,16 +25,16 @@ def stream(*key: int, device: str = "cpu") -> torch.Generator:
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8]))
 
 
-class Draws(TorchFunctionMode):
+class Draws(TorchFunctionMode, ABC):
     """Within this context, what torch's functions are asked for with `generator` comes from `draw`."""
 
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()
         self.generator = generator
 
+    @abstractmethod
     def draw(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What `func` would have drawn with these arguments."""
-        raise NotImplementedError
 
     def __torch_function__(
         self,
