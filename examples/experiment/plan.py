@@ -47,7 +47,7 @@ class Size:
     em_recipe: str = "em"
     recipe: Recipe = field(default_factory=lambda: load(Recipe, "posterior"))
     l1_iterations: int = 100
-    sampling_processes: int = 6  # on a GPU
+    sampling_processes: int = 4  # on a GPU, in up to 14 GB each
 
 
 TINY = Size(
