@@ -120,12 +120,11 @@ class Exports:
             write_nifti(folder, stored, placement)
         else:
             from mrgen.review.dicom import Objects, write_dicom
-            from mrgen.review.parametric_map import write_parametric_map
+            from mrgen.review.parametric_map import write_parametric_maps
 
             objects = Objects(stored, placement, names)
             mean = write_dicom(folder, objects, self.samples)
-            if "std" in stored.images:
-                write_parametric_map(folder, objects, mean)
+            write_parametric_maps(folder, objects, mean)
 
 
 def _own(folder: Path, name: str) -> None:
