@@ -85,7 +85,7 @@ def test_formats_are_chosen_and_stale_ones_go(mrgen, scan, tmp_path, formats):
         (["--patient-id", ""], "--patient-id: expected 1 to 64 printable characters"),
         (["--study-uid", "1.2.3"], "say with --patient-id to which"),
         (["--patient-id", "4711", "--study-uid", "1.02"], "expected a DICOM UID"),
-        (["--formats", "nifti", "--patient-id", "4711"], "need dicom among them"),
+        (["--formats", "nifti", "--patient-id", "4711"], "need dicom there"),
         (["--patient-id", "4711", "--reference-dicom", "none"], "--reference-dicom brings a patient and a study"),
         (["--reference-dicom", "none"], "expected a folder with the scanner's DICOM images"),
     ],

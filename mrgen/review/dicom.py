@@ -9,7 +9,7 @@ with one s for all series of a result, so that a std of 800 beside a mean of 160
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -251,23 +251,23 @@ def mr_series(objects: Objects, volume: Volume, role: Role, sources: list[Datase
         yield ds
 
 
-def write_dicom(folder: Path, objects: Objects, samples: bool) -> list[Dataset]:
-    """Write every series of a result into folders of their own below `folder`, with those of `samples` on request.
+def write_dicom(folder: Path, objects: Objects, samples: bool) -> dict[str, list[Dataset]]:
+    """Write the MR series of a result into folders of their own below `folder`, with those of `samples` on request.
 
-    Returns the images of the reconstruction, which the others are made from.
+    Returns the series by the image that they show, as other objects are made from them.
     """
-    mean: list[Dataset] = []
+    written: dict[str, list[Dataset]] = {}
     for name, role in roles(objects.stored).items():
-        series = list(mr_series(objects, objects.stored.images[name], role, mean or None))
-        mean = mean or series
-        _save(folder / role.folder, series)
+        written[name] = list(mr_series(objects, objects.stored.images[name], role, written.get("reconstruction")))
+        save_series(folder / role.folder, written[name])
     for number in range(objects.stored.samples or 0) if samples else ():
         role = sample_role(number)
-        _save(folder / role.folder, list(mr_series(objects, objects.stored.sample(number), role)))
-    return mean
+        save_series(folder / role.folder, mr_series(objects, objects.stored.sample(number), role))
+    return written
 
 
-def _save(folder: Path, series: list[Dataset]) -> None:
+def save_series(folder: Path, series: Iterable[Dataset]) -> None:
+    """Write objects, one after the other, as 00001.dcm, 00002.dcm, ... by their number."""
     folder.mkdir()
     for ds in series:
         ds.save_as(folder / f"{int(ds.InstanceNumber):05d}.dcm", enforce_file_format=True)

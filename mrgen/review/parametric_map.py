@@ -29,7 +29,9 @@ def map_roles(stored: Stored) -> dict[str, Role]:
     known = {"std": Role(1003, "1003_std_pm", (*kind, "STD_DEVIATION"), "std map", codes.DCM.StandardDeviation)}
     if "interval" in stored.images:
         name = f"{interval_name(stored)} int. map"
-        known["interval"] = Role(1007, "1007_interval_pm", (*kind, "MULTIPLICATION"), name, None, interval_meaning(stored))
+        known["interval"] = Role(
+            1007, "1007_interval_pm", (*kind, "MULTIPLICATION"), name, None, interval_meaning(stored)
+        )
     return {name: role for name, role in known.items() if name in stored.images}
 
 
