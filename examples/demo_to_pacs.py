@@ -3,7 +3,7 @@
     python examples/demo_to_pacs.py -o out/pacs
 
 reconstructs the bundled scan with every kind of DICOM object, starts Orthanc (https://www.orthanc-server.com, Debian
-package orthanc) so that nothing but this machine reaches it, sends the objects by C-STORE, asks over HTTP what is
+package orthanc), which then takes objects from this machine alone, sends them by C-STORE, asks over HTTP what is
 stored, and stops it. Each command is shown as it runs. The default recipe takes seconds and makes no good image;
 `--recipe posterior` takes minutes on a CPU. The calibration is fitted to the very scan that it is applied to, so here
 its intervals only show what the objects look like.
@@ -46,7 +46,7 @@ def free_port() -> int:
 
 
 def settings(folder: Path, dicom: int, http: int) -> dict[str, Any]:
-    """Of an Orthanc whose HTTP server answers this machine alone, and whose DICOM server one AE title of it."""
+    """Of an Orthanc that answers HTTP of this machine alone, and stores what one AE title of this machine sends."""
     return {
         "StorageDirectory": str(folder),
         "IndexDirectory": str(folder),
