@@ -50,6 +50,7 @@ class Role:
 
 
 def interval_name(stored: Stored) -> str:
+    """The beginning of the name of a series with the interval, short as a SeriesDescription has to be."""
     return f"marginal {stored.attributes['interval_coverage']:.0%}"
 
 

@@ -32,7 +32,7 @@ ROLE = Role(
     1005,
     "1005_overlay",
     ("DERIVED", "SECONDARY", "OTHER", "OVERLAY"),
-    "std over mean",
+    "std in colour on mean",
     None,
     "The std of the samples in colour over their mean in grey. The label is burned in; it holds no patient data. A low "
     "std does not mean correct. ",
