@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 
+import h5py
 import highdicom
 import nibabel
 import numpy as np
@@ -13,6 +14,7 @@ import pydicom
 import pytest
 from exporting import DICOM, export, objects, run, series
 
+from mrgen.errors import MrgenError
 from mrgen.review.identity import identity_of_options
 
 FLAGGED = replace(DICOM, flag=oblique.FLAG)
@@ -94,6 +96,14 @@ def test_no_region_no_segmentation(tmp_path, capsys):
     )
     FLAGGED.write(out, out / "scan.h5", print)
     assert "regions in 3 of 5 slices" in capsys.readouterr().out
+
+
+def test_an_interval_without_its_calibration_is_refused(tmp_path):
+    path = oblique.write_result(tmp_path / "scan.h5", oblique.oblique(), calibrated=True)
+    with h5py.File(path, "r+") as file:
+        del file.attrs["interval_factor"]
+    with pytest.raises(MrgenError, match=r"scan.h5: it lacks interval_factor: .*; reconstruct the scan again"):
+        FLAGGED.write(tmp_path, path, print)
 
 
 def test_another_threshold_is_another_series_of_the_same_study(tmp_path):
