@@ -145,7 +145,7 @@ def overlay_series(objects: Objects, mean: list[Dataset], std: list[Dataset]) ->
         pixels = canvas.draw(i)
         ds.InstanceNumber = i + 1
         ds.ConversionType = "WSD"
-        ds.BurnedInAnnotation = "YES"
+        ds.BurnedInAnnotation = "NO"  # by definition, YES: text that identifies the patient and the date
         ds.DerivationCodeSequence = [coded(codes.DCM.PixelByPixelMean), coded(codes.DCM.StandardDeviation)]
         ds.SourceImageSequence = [referred(mean[i]), referred(std[i])]
         ds.PixelSpacing = decimals(canvas.spacing)

@@ -78,7 +78,7 @@ def test_images_are_enlarged_by_a_whole_number(tmp_path, monkeypatch, shape, wid
 def test_the_header_tells_of_the_label_and_of_nobody(exported):
     mean, std = (series(exported(), folder) for folder in ("1001_mean", "1002_std"))
     for ds, one, other in zip(series(exported(), "1005_overlay"), mean, std, strict=True):
-        assert (ds.SeriesNumber, ds.Modality, ds.ConversionType, ds.BurnedInAnnotation) == (1005, "MR", "WSD", "YES")
+        assert (ds.SeriesNumber, ds.Modality, ds.ConversionType, ds.BurnedInAnnotation) == (1005, "MR", "WSD", "NO")
         assert (ds.PhotometricInterpretation, ds.SamplesPerPixel) == ("RGB", 3)
         assert "it holds no patient data" in ds.DerivationDescription
         assert (ds.PatientName, ds.PatientIdentityRemoved) == ("Anonymous^", "YES")
