@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from mrgen.physics.cg import conjugate_gradient
+from mrgen.physics.operators import sense_normal
 from mrgen.scans.scan import Slice
 
 if TYPE_CHECKING:
@@ -39,10 +40,10 @@ def zero_filled(slice_: Slice) -> Tensor:
 
 def cg_sense(slice_: Slice, regularisation: float, iterations: int) -> Tensor:
     """Least squares with a Tikhonov term, (y, x); few iterations regularise as well."""
-    operator = slice_.operator()
+    normal = sense_normal(slice_.maps, slice_.mask)
     return conjugate_gradient(
-        lambda x: operator.normal(x) + regularisation * x,
-        operator.adjoint(slice_.kspace).unsqueeze(0),
+        lambda x: normal(x) + regularisation * x,
+        zero_filled(slice_).unsqueeze(0),
         iterations=iterations,
     )[0]
 

@@ -50,19 +50,20 @@ class Rings:
         self.known = (self.count > 0).nonzero().flatten()
 
     def total(self, values: Tensor) -> Tensor:
-        """Weighted sums of values (..., ky, kx) over the sampled points of each ring, (..., BINS)."""
-        terms = self.weights * values[..., self.sampled].to(self.weights)
+        """Weighted sums of values (..., ky, kx) or (..., ky, line) over the rings' sampled points, (..., BINS)."""
+        whole = values.shape[-2:] == self.position.shape
+        terms = self.weights * (values[..., self.sampled] if whole else values.flatten(-2)).to(self.weights)
         return torch.nn.functional.pad(terms, (0, 1))[..., self.members].sum(-1)
 
     def average(self, values: Tensor, least: float) -> Tensor:
-        """Ring means of values (..., ky, kx), not below `least`, interpolated linearly in their logarithm."""
+        """Ring means of values as for `total`, not below `least`, interpolated linearly in their logarithm."""
         means = self.total(values)[..., self.known] / self.count[self.known]
         return spread_rings(means.clamp_min(least), self.known, self.position)
 
 
 def excess_power(kspace: Tensor, sigma0: float) -> Tensor:
     """sum_c |k_c|^2 less its noise, coils sigma0^2, (..., ky, kx), of k-space (..., coil, ky, kx)."""
-    return kspace.abs().square().sum(-3) - kspace.shape[-3] * sigma0**2
+    return torch.view_as_real(kspace).square().sum((-4, -1)) - kspace.shape[-3] * sigma0**2
 
 
 def power_spectrum(slice_: Slice) -> Tensor:
