@@ -91,7 +91,7 @@ class Proximal:
         if self.power is not None:
             return ceiling * self.power / (self.power + ceiling)
         error = excess_power(self.data - self.operator.forward(mean), self.slice.sigma0)
-        return self.rings.average(error, 1e-3 * float(ceiling)).clamp_max(float(ceiling))
+        return self.rings.average(error, 1e-3 * ceiling).clamp_max(ceiling)
 
     def __call__(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         (mean, spread), sigma0 = self.denoise(x_t, sigma), self.slice.sigma0

@@ -87,7 +87,7 @@ def _invert_factor(a: Tensor, w: Tensor) -> None:
     n = a.shape[-1]
     if n <= LEAF:
         eye = torch.eye(n, dtype=a.dtype, device=a.device)
-        w.copy_(torch.linalg.solve_triangular(torch.linalg.cholesky(a), eye, upper=False))
+        w.copy_(torch.linalg.solve_triangular(torch.linalg.cholesky_ex(a).L, eye, upper=False))
         return
     h = n // 2
     first, last = w[..., :h, :h], w[..., h:, h:]
