@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
+from torch.overrides import TorchFunctionMode, handle_torch_function
 
 from mrgen.prior.denoiser import Denoise
 
@@ -27,7 +27,7 @@ def stream(*key: int, device: str = "cpu") -> torch.Generator:
 
 def randn_columns(shape: Sequence[int], columns: Tensor | slice, **kwargs: Any) -> Tensor:
     """torch.randn(shape, **kwargs)[..., columns], of which a `Draws` need not compute the other columns."""
-    if has_torch_function(()):
+    if torch._C._is_torch_function_mode_enabled():
         drawn: Tensor = handle_torch_function(randn_columns, (), shape, columns, **kwargs)
         return drawn
     return torch.randn(shape, **kwargs)[..., columns]

@@ -42,9 +42,15 @@ def test_the_noise_is_complex_normal() -> None:
 
 
 @pytest.mark.parametrize("columns", [torch.tensor([0, 3, 59]), slice(None)])
-def test_columns_are_those_of_all_the_noise(columns: Tensor | slice) -> None:
+def test_columns_are_those_of_all_the_noise(columns: Tensor | slice, monkeypatch: pytest.MonkeyPatch) -> None:
     """From whatever the generator of the samples, of a batch, or of torch is."""
-    like = torch.empty((2, 50, 60), dtype=torch.complex64)
+    like, computed = torch.empty((2, 50, 60), dtype=torch.complex64), []
+
+    def counted(seed: int, numbers: Tensor) -> Tensor:
+        computed.append(numbers.numel())
+        return random_bits(seed, numbers)
+
+    monkeypatch.setattr("mrgen.posterior.draws.random_bits", counted)
     contexts: list[Callable[[], Draws]] = [
         lambda: DrawPerSample(torch.Generator().manual_seed(3)),
         lambda: DrawPerItem(torch.Generator(), [torch.Generator().manual_seed(i) for i in range(2)]),
@@ -57,6 +63,7 @@ def test_columns_are_those_of_all_the_noise(columns: Tensor | slice) -> None:
         assert torch.equal(found[0], found[1][..., columns])
         assert found[1].std() > 0.9
         assert not torch.equal(found[1][0], found[1][1])
+    assert computed == [like[..., columns].numel(), like.numel()], "those of a sample alone, and no others"
     own, whole = (complex_noise(like, torch.Generator().manual_seed(1), c) for c in (columns, slice(None)))
     assert torch.equal(own, whole[..., columns])
 
