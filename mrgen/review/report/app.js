@@ -86,7 +86,8 @@ function drawControls() {
     find(`output[for=${name}]`).textContent = text;
     slider.setAttribute("aria-valuetext", text);
   }
-  for (const name of ["x", "y", "width", "height"]) find(`#roi-${name}`).value = state.roi ? state.roi[name] : "";
+  for (const input of document.querySelectorAll("#roi input"))
+    if (input !== document.activeElement) input.value = state.roi ? state.roi[input.id.slice(4)] : "";
   document.querySelectorAll("#strip button").forEach((button, i) => {
     button.setAttribute("aria-current", String(i === state.slice));
     if (i === state.slice) button.scrollIntoView({ block: "nearest", inline: "nearest" });
