@@ -68,7 +68,7 @@ function barOf(name, scale) {
     label.textContent = i < 2 ? readable(text) : `${text}, ${facts.unit.label}`;
     return label;
   });
-  bar.append(low, canvas, high, unit);
+  bar.append(unit, low, canvas, high);
   return bar;
 }
 
