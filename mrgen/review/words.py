@@ -7,7 +7,6 @@ from typing import Any
 from mrgen.review.figure import label
 from mrgen.review.geometry import Placement
 from mrgen.review.markup import Markup, joined, picture, rows, table, tag
-from mrgen.review.pack import COARSE, STEPS
 from mrgen.review.stored import Stored
 from mrgen.review.uncertainty import std_sampling_error
 
@@ -181,8 +180,7 @@ def _limits(stored: Stored, placement: Placement) -> Markup:
     if placement.nominal:
         said.append("The raw data do not tell where the slices lie. Left and right are not verified.")
     said.append(
-        f"Values are in arbitrary units (a.u.), those of the raw data, rounded to 1/{STEPS} of the largest of "
-        f"their kind, samples and maps {COARSE} times coarser: no pixel is off by more than {50 * COARSE / STEPS:.2f} "
-        "%. The exact ones are in the HDF5 and NIfTI files."
+        "Values are in arbitrary units (a.u.), those of the raw data, and rounded by less than 0.1 % of the largest of "
+        "their kind. The exact ones are in the HDF5 and NIfTI files."
     )
     return tag("ul", *(tag("li", text) for text in said))

@@ -20,6 +20,7 @@ from mrgen.review.output import Result, write_result
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: it comes with mrgen[test]")
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.actions.wheel_input import ScrollOrigin  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import Select  # noqa: E402
 
@@ -210,6 +211,11 @@ def test_slices_by_slider_and_keys(page):
     page.driver.find_elements("css selector", "#strip button")[0].click()
     page.settle()
     page.shows(0, mean[0])
+    origin = ScrollOrigin.from_element(page.canvas(1))
+    ActionChains(page.driver).scroll_from_origin(origin, 0, 100).perform()  # the wheel
+    page.settle()
+    page.shows(0, mean[1])
+    page.press(Keys.HOME)
     listed = page.find(".paper li button")
     assert listed.text == "Slice 5"  # whose error at withheld lines is 1.8 of what its spread predicts
     listed.click()

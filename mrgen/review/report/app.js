@@ -244,6 +244,7 @@ function listenTo(pane, i) {
   canvas.addEventListener("pointerleave", () => point(-1, -1));
   canvas.addEventListener("contextmenu", (event) => event.preventDefault());
   canvas.addEventListener("wheel", (event) => {
+    if (facts.slices === 1 && !event.ctrlKey) return; // the page's own
     event.preventDefault();
     if (event.ctrlKey) zoomAt(pane, event, event.deltaY < 0 ? 1.25 : 0.8);
     else set({ slice: state.slice + Math.sign(event.deltaY) });
