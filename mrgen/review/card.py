@@ -11,6 +11,7 @@ def prior_card(metadata: dict[str, Any]) -> dict[str, str]:
     sampling = protocol.get("sampling") or {}
     accelerations = ", ".join(f"{r:g}" for r in sampling.get("acceleration", ()))
     levels = [metadata.get(name) for name in ("sigma_min", "sigma_max")]
+    stages = [str(stage.get("objective")) for stage in metadata.get("stages", ())]
     rows = {
         "Name": metadata.get("name"),
         "Protocol": protocol.get("description"),
@@ -18,7 +19,7 @@ def prior_card(metadata: dict[str, Any]) -> dict[str, str]:
         "Contrast": protocol.get("contrast"),
         "Trained on": metadata.get("trained_on"),
         "Undersampling in training": accelerations and f"R = {accelerations}, {sampling.get('pattern')}",
-        "Objective": metadata.get("objective"),
+        "Objective": ", then ".join(stages) or metadata.get("objective"),
         "Updates": metadata.get("steps_done"),
         "Noise levels": None if None in levels else f"{levels[0]:g} to {levels[1]:g} of the scaled image",
         "Intensities": metadata.get("scaling"),

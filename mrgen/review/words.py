@@ -58,7 +58,7 @@ def _scores(stored: Stored) -> Markup:
     head, lines = [], []
     for row in report["flagged"]["figures"]:
         number, i = row["slice"], row["slice"] - stored.attributes["first_slice"]
-        cells = dict(_slice_cells(stored, row, i))
+        cells = dict(_slice_cells(stored, row))
         if metrics:
             score = metrics["slices"][i]["reconstruction"]
             cells = {title: _number(score[key], digits) for title, (key, digits) in columns.items()} | cells
@@ -77,16 +77,16 @@ def _scores(stored: Stored) -> Markup:
     return joined(parts) if parts else tag("p", "Neither a reference nor samples, so there is nothing to score by.")
 
 
-def _slice_cells(stored: Stored, row: dict[str, float], i: int) -> list[tuple[str, str]]:
-    checks = stored.report.get("checks", {}).get("slices", [])
+def _slice_cells(stored: Stored, row: dict[str, float]) -> list[tuple[str, str]]:
+    checks = {check["slice"]: check for check in stored.report.get("checks", {}).get("slices", [])}
     cells = []
     if "relative_spread" in row:
         cells.append(("std / mean", f"{100 * row['relative_spread']:.1f} %"))
     if "null_space_share" in row:
         cells.append(("not measured", f"{100 * row['null_space_share']:.1f} %"))
         cells.append(("misfit / noise", _number(row["residual"], 2)))
-    if any("withheld" in check for check in checks):
-        found = checks[i].get("withheld")
+    if any("withheld" in check for check in checks.values()):
+        found = checks[int(row["slice"])].get("withheld")
         text = f"{found['ratio']:.2f} ± {found['standard_error']:.2f}" if found else "–"
         cells.append(("error / spread at withheld lines", text))
     return cells
