@@ -148,13 +148,19 @@ def _own(out: Path, name: str) -> None:
     """Raises MrgenError unless the place of a format is free or holds nothing but what mrgen writes there."""
     place = place_of(out, name)
     if name == HTML:
-        ours = not place.exists() or (place.is_file() and _GENERATOR in place.read_bytes()[:4096])
-        if not ours:
+        if place.exists() and not _is_report(place):
             raise MrgenError(f"{place} is not a report of mrgen's: move it, or choose another output folder")
     elif place.exists() and (
         not place.is_dir() or any(not _OURS[name].fullmatch(entry.name) for entry in place.iterdir())
     ):
         raise MrgenError(f"{place} holds other files than mrgen's own: move them, or choose another output folder")
+
+
+def _is_report(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return _GENERATOR in file.read(4096)
 
 
 def _remove(path: Path) -> None:

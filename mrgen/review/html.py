@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -27,7 +28,7 @@ from mrgen.review.metrics import best_scale
 from mrgen.review.pack import COARSE, levels, pack, step_of
 from mrgen.review.stored import Stored
 from mrgen.review.uncertainty import std_sampling_error
-from mrgen.review.words import headline, summary
+from mrgen.review.words import headline, pixel_size, summary
 
 LARGEST = 19.4e6  # bytes of packed images, beyond which slices far from the middle get no samples
 GREY = ("reconstruction", "zero_filled", "l1_wavelet", "reference")
@@ -47,12 +48,12 @@ def write_html(path: Path, stored: Stored, placement: Placement, name: str) -> N
     script = '"use strict";\n' + "\n".join(scripts)
     facts, blocks = _images(stored)
     facts["edges"] = edges(placement)
-    spacing = None if stored.geometry.spacing is None else list(placement.spacing)
+    spacing = pixel_size(stored, placement)
     facts |= {"spacing": spacing, "area": None if spacing is None else spacing[0] * spacing[1]}
     text = Template(page).substitute(
         policy=f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
         "base-uri 'none'; form-action 'none'",
-        version=stored.attributes["mrgen_version"],
+        version=escape(str(stored.attributes["mrgen_version"])),
         title=f"mrgen report {name}",
         style=style,
         script=script,

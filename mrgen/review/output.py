@@ -25,10 +25,10 @@ from mrgen import __version__
 from mrgen.errors import MrgenError
 from mrgen.physics.masks import achieved_acceleration
 from mrgen.review.figure import NOTICE, save_figure
-from mrgen.review.flags import RULE, flagged, slice_figures
 from mrgen.review.geometry import write_geometry
 from mrgen.review.metrics import Array, scores
 from mrgen.review.pack import levels, step_of
+from mrgen.review.second_look import RULE, flagged, slice_figures
 from mrgen.review.uncertainty import std_sampling_error
 from mrgen.scans.header import anonymous_header
 from mrgen.scans.scan import Geometry

@@ -31,6 +31,11 @@ def summary(stored: Stored, placement: Placement) -> Markup:
     return joined(tag("section", tag("h2", title), content) for title, content in sections)
 
 
+def pixel_size(stored: Stored, placement: Placement) -> tuple[float, float] | None:
+    """(y, x) in mm, None where neither the raw data nor a DICOM series tell it."""
+    return None if placement.nominal and stored.geometry.spacing is None else placement.spacing
+
+
 def slice_button(number: int, first: int) -> Markup:
     """A button that shows a slice, by its number in the scan; the page begins with slice `first`."""
     return tag("button", f"Slice {number}", type="button", data_slice=number - first)
@@ -98,15 +103,13 @@ def _made(stored: Stored, placement: Placement) -> Markup:
     sampled = report.get("lines") or report["points"]
     what = "phase-encode lines" if "lines" in report else "points"
     filled = f", {report['zero_filled_lines']} left out by the scanner" if report["zero_filled_lines"] else ""
-    coils, noise = report["coils"], report["noise"]
+    coils, noise, spacing = report["coils"], report["noise"], pixel_size(stored, placement)
     acquisition = {
         "Undersampling": f"R = {attributes['R']:.2f}: {sampled['sampled']} of {sampled['all']} {what}{filled}",
         "Coils": f"{coils['scan']}" + (f", compressed to {coils['virtual']}" if coils["virtual"] else ""),
         "Noise": f"from {noise['from']}",
         "Geometry": {"nominal": "nominal: left and right not verified"}.get(placement.source, placement.source),
-        "Pixel": "size not known"
-        if stored.geometry.spacing is None
-        else "{:.2f} × {:.2f} mm (y × x)".format(*placement.spacing),
+        "Pixel": "size not known" if spacing is None else f"{spacing[0]:.2f} × {spacing[1]:.2f} mm (y × x)",
     }
     skipped = {"name", "description", "samples"}
     settings = ", ".join(f"{key} {value}" for key, value in recipe.items() if key not in skipped)

@@ -217,6 +217,11 @@ def test_foreign_text_is_harmless(tmp_path):
         name for name, _ in clean.elements if name in ("script", "img")
     ]
     assert page.scripts["code"] == clean.scripts["code"]
+    with h5py.File(tmp_path / "scan.h5", "r+") as file:
+        file.attrs["mrgen_version"] = evil
+    Exports(("html",)).write(tmp_path, tmp_path / "scan.h5", print)
+    versioned = Page(tmp_path / "report.html")
+    assert [name for name, _ in versioned.elements] == [name for name, _ in clean.elements]
     assert html._harmless(json.dumps(["</script>&"])) == '["\\u003c/script\\u003e\\u0026"]'
 
 

@@ -73,8 +73,10 @@ function drawPane(pane, i, values, std) {
   const picture = values && paint(values, scale, spread && std, spread && scaleOf(spread, state), state.opacity);
   show(pane.canvas, picture, state);
   pane.canvas.setAttribute("aria-label", `${nameOf(layer)}, slice ${facts.first + state.slice}`);
-  pane.bars.replaceChildren(barOf(nameOf(layer), scale), ...(spread ? [barOf(nameOf(spread), scaleOf(spread, state))] : []));
-  pane.figure.dataset.text = values ? `slice ${facts.first + state.slice} · ${nameOf(layer)}` : "no samples kept of this slice";
+  pane.bars.replaceChildren(barOf(nameOf(layer), scale));
+  if (spread) pane.bars.append(barOf(nameOf(spread), scaleOf(spread, state)));
+  const shown = `slice ${facts.first + state.slice} · ${nameOf(layer)}`;
+  pane.figure.dataset.text = values ? shown : "no samples kept of this slice";
 }
 
 const nameOf = (layer) => (layer.id === "sample" ? `sample ${state.sample + 1} of ${facts.samples.count}` : layer.label);
@@ -132,12 +134,14 @@ function dragging(pane, event) {
     return (e) => {
       const { sx, sy } = frameOf(pane.canvas, state);
       const ratio = pane.canvas.width / pane.canvas.clientWidth;
-      set({ middle: [before.middle[0] - ((e.clientX - u) * ratio) / sx, before.middle[1] - ((e.clientY - v) * ratio) / sy] });
+      const [x, y] = before.middle;
+      set({ middle: [x - ((e.clientX - u) * ratio) / sx, y - ((e.clientY - v) * ratio) / sy] });
     };
   if (event.button === 2 || event.shiftKey)
     return (e) => {
-      if (layerOf(pane.chosen).map) set({ range: clamp(before.range * 2 ** ((e.clientX - u) / 200), 0.1, 2) });
-      else set({ width: before.width * 2 ** ((e.clientX - u) / 200), centre: before.centre - ((e.clientY - v) / 400) * facts.largest });
+      const [factor, down] = [2 ** ((e.clientX - u) / 200), ((e.clientY - v) / 400) * facts.largest];
+      if (layerOf(pane.chosen).map) set({ range: clamp(before.range * factor, 0.1, 2) });
+      else set({ width: before.width * factor, centre: before.centre - down });
     };
   return (e) => {
     const far = Math.abs(e.clientX - u) + Math.abs(e.clientY - v) > 3; // less is a click
@@ -208,8 +212,9 @@ function listen() {
   }
   for (const input of document.querySelectorAll("#roi input")) {
     input.addEventListener("change", () => {
-      const [x, y, width, height] = ["x", "y", "width", "height"].map((name) => Math.trunc(find(`#roi-${name}`).valueAsNumber || 0));
-      const region = inside({ x, y, width: Math.max(width, 1), height: Math.max(height, 1) });
+      const number = (name) => Math.trunc(find(`#roi-${name}`).valueAsNumber || 0);
+      const [width, height] = [number("width"), number("height")].map((size) => Math.max(size, 1));
+      const region = inside({ x: number("x"), y: number("y"), width, height });
       if (region) set({ roi: region });
     });
   }

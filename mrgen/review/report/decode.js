@@ -4,13 +4,14 @@
  *   edges: {left: string, right: string, top: string, bottom: string} | null, unit: {factor: number, label: string},
  *   layers: {id: string, label: string, map: boolean, step?: number, top: number}[], largest: number,
  *   samples: {count: number, first: number, slices: number, step: number, ratio: number} | null,
- *   interval: {coverage: number, factor: number} | null, fit: number[] | null, flagged: number[]}} */
+ *   interval: {coverage: number, factor: number} | null, fit: number[] | null}} */
 const facts = JSON.parse(document.getElementById("facts").textContent);
 const pixels = facts.rows * facts.columns;
 const cache = new Map();
 const KEPT = 200; // unpacked images
 
-/** The bytes of a packed block. */
+/** The bytes of a packed block.
+ *  @param {string} id @returns {Promise<Uint8Array>} */
 async function unpack(id) {
   const text = atob(document.getElementById(id).textContent);
   const bytes = Uint8Array.from(text, (c) => c.charCodeAt(0));
@@ -18,7 +19,8 @@ async function unpack(id) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-/** Whole steps, image after image: differences from the pixel before, or from `base`. */
+/** Whole steps, image after image: from differences to the pixel before, or to `base`.
+ *  @param {Uint8Array} bytes @param {Uint16Array} [base] @returns {Uint16Array} */
 function undo(bytes, base) {
   const count = bytes.length / 2;
   const steps = new Uint16Array(count);
@@ -57,7 +59,8 @@ function samplesOf(slice) {
   });
 }
 
-/** An image (y, x) in the units of the raw data; null for a sample that the page does not hold. */
+/** An image (y, x) in the units of the raw data; null for a sample that the page does not hold.
+ *  @param {string} id @param {number} slice @param {number} [sample] @returns {Promise<Float32Array | null>} */
 async function imageOf(id, slice, sample) {
   if (id === "sample") return sampled(slice) ? (await samplesOf(slice))[sample] : null;
   if (id === "error") {

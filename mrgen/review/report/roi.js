@@ -50,8 +50,9 @@ async function roiTable(region, slice, sample) {
     const name = layer.id === "sample" ? `sample ${sample + 1}` : layer.map ? `mean ${layer.label}` : layer.label;
     body.append(row(layer.id, name, mean, sd));
     if (layer.id === "std" && facts.interval) {
-      const percent = Math.round(100 * facts.interval.coverage);
-      body.append(row("interval", `calibrated ${percent} % interval of a pixel, mean half-width ±`, facts.interval.factor * mean, ""));
+      const { coverage, factor } = facts.interval;
+      const text = `calibrated ${Math.round(100 * coverage)} % interval of a pixel, mean half-width ±`;
+      body.append(row("interval", text, factor * mean, ""));
     }
   }
   if (sampled(slice)) {

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mrgen.review.flags import FIGURES, RULE, flagged, relative_spread, slice_figures
+from mrgen.review.second_look import FIGURES, RULE, flagged, relative_spread, slice_figures
 
 
 def checks(slices: int, first: int = 0, **changed: dict[int, float]) -> list[dict[str, object]]:
