@@ -331,7 +331,7 @@ def test_a_drag_measures_what_numpy_does(page):
     found, expected = page.roi(), expected_roi(page, 1, slice(3, 11), slice(5, 9))
     assert found.keys() == expected.keys()
     for name, values in expected.items():
-        np.testing.assert_allclose(found[name], values, atol=1e-3 * page.top, err_msg=name)
+        np.testing.assert_allclose(found[name], values, atol=2e-4 * page.top, err_msg=name)  # rounding averages out
     assert "32 pixels, 64 mm²" in page.find("#roi-result").text
     page.drag((23.5, 19.5), (20.5, 16.5), pane=1)  # backwards, to the corner
     np.testing.assert_allclose(
