@@ -33,7 +33,7 @@ from mrgen.review.words import headline, pixel_size, summary
 LARGEST = 19.4e6  # bytes of packed images, beyond which slices far from the middle get no samples
 GREY = ("reconstruction", "zero_filled", "l1_wavelet", "reference")
 MAPS = ("std", "null_space")
-_SCRIPTS = ("decode.js", "draw.js", "roi.js", "app.js")
+_SCRIPTS = ("decode.js", "draw.js", "roi.js", "view.js", "mouse.js", "controls.js")
 _THUMBNAIL = 144  # pixels, the longer side
 _TOP = 99.8  # percentile that is white
 _AT_ONCE = 4  # slices whose samples are in memory

@@ -27,6 +27,9 @@ from mrgen.review.stored import read_stored
 from mrgen.scans.scan import Geometry
 
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
+
 class Page(HTMLParser):
     """Elements with their attributes, texts by the id of scripts, and all that a reader sees."""
 

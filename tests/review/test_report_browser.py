@@ -25,9 +25,12 @@ from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import Select  # noqa: E402
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    None in (CHROMIUM, DRIVER), reason="chromium or chromedriver is missing: Debian's chromium and chromium-driver"
-)
+pytestmark = [
+    pytest.mark.usefixtures("no_plots"),
+    pytest.mark.skipif(
+        None in (CHROMIUM, DRIVER), reason="chromium or chromedriver is missing: Debian's chromium and chromium-driver"
+    ),
+]
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--window-size=1400,900"),
@@ -208,6 +211,10 @@ def test_slices_by_slider_and_keys(page):
     page.find("#slice").send_keys(Keys.ARROW_RIGHT)  # the slider's own step, once
     page.settle()
     assert page.said("slice") == "6 (3 of 3)"
+    page.find("#opacity").send_keys(Keys.ARROW_LEFT, Keys.ARROW_RIGHT)  # another slider's
+    page.settle()
+    assert (page.said("slice"), page.said("opacity")) == ("6 (3 of 3)", "5 %")
+    page.press("r")
     page.driver.find_elements("css selector", "#strip button")[0].click()
     page.settle()
     page.shows(0, mean[0])
@@ -364,6 +371,20 @@ def test_the_pointer_reads_values_in_both_panes(page):
         "return frameOf(panes[0].canvas, state).sx / frameOf(panes[0].canvas, {...state, zoom: 1}).sx"
     )
     assert shown == pytest.approx(1.5625)
+
+
+def test_a_small_window_stays_where_it_is_scrolled(page):
+    page.driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 800, "height": 400, "deviceScaleFactor": 1, "mobile": False}
+    )
+    try:
+        page.driver.execute_script("document.querySelector('#slice').scrollIntoView()")
+        before = page.driver.execute_script("return scrollY")
+        page.slide("slice", 2)
+        assert page.driver.execute_script("return scrollY") == before > 200
+        page.shows(0, page.result.images["reconstruction"][2])
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_help_opens_and_closes_by_keys(page):
