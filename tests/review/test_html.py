@@ -26,7 +26,6 @@ from mrgen.review.pack import levels, pack, step_of
 from mrgen.review.stored import read_stored
 from mrgen.scans.scan import Geometry
 
-
 pytestmark = pytest.mark.usefixtures("no_plots")
 
 

@@ -166,8 +166,10 @@ def full(written: Callable[[Result], Path]) -> tuple[Path, Result, np.ndarray]:
 
 
 def requests(driver: Any) -> list[str]:
+    """What was asked for since the last call, but for parts of the page itself and of Chromium's own pages."""
     messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    return [url for url in urls if not url.startswith(("data:", "chrome:"))]
 
 
 @pytest.fixture
@@ -177,7 +179,7 @@ def page(driver: Any, full: tuple[Path, Result, np.ndarray]) -> Iterator[Report]
     requests(driver)
     driver.get(path.as_uri())
     yield Report(driver, result, samples)
-    assert [url for url in requests(driver) if not url.startswith("data:")] == [path.as_uri()]
+    assert requests(driver) == [path.as_uri()]
     assert driver.get_log("browser") == []
 
 
