@@ -380,6 +380,10 @@ def test_a_small_window_stays_where_it_is_scrolled(page):
         "Emulation.setDeviceMetricsOverride", {"width": 800, "height": 400, "deviceScaleFactor": 1, "mobile": False}
     )
     try:
+        page.driver.execute_async_script(
+            "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(done))"
+        )
+        page.settle()  # what the new size has made it draw
         page.driver.execute_script("document.querySelector('#slice').scrollIntoView()")
         before = page.driver.execute_script("return scrollY")
         page.slide("slice", 2)
