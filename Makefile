@@ -22,6 +22,7 @@ demo: $(VENV)/.installed  ## install, then reconstruct the bundled scan at R = 8
 	$(BIN)/mrgen recon examples/data/brain.h5 --R 8 -o $(OUT)/
 	@echo
 	@echo "Done. Look at:"
+	@echo "  $(OUT)/report.html   the images with sliders, samples and scores; opens in any browser"
 	@echo "  $(OUT)/figure.png    reference, zero-filled, L1-wavelet, posterior mean, std and error"
 	@echo "  $(OUT)/brain.h5      the arrays (docs/formats.md)"
 	@echo "  $(OUT)/report.json   metrics and how they were made"

@@ -64,7 +64,9 @@ def test_a_fully_sampled_scan_from_end_to_end(mrgen, full, tmp_path, recipe):
     assert code == 0
     assert "PSNR" in text
     assert "Not for diagnostic use" in text
-    assert sorted(p.name for p in out.iterdir()) == ["dicom", "figure.png", "head.h5", "nifti", "report.json"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "dicom", "figure.png", "head.h5", "nifti", "report.html", "report.json"
+    ]  # fmt: skip
 
     report = json.loads((out / "report.json").read_text())
     volume = report["metrics"]["volume"]
@@ -232,7 +234,7 @@ def test_a_failure_while_writing_leaves_the_old_result(mrgen, refused, full, tmp
     arguments = ("recon", full, "--recipe", "sense", "-o", tmp_path / "out", "--R")
     assert mrgen(*arguments, 2)[0] == 0
     before = {p.name: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
-    assert len(before) == 3 + 2 + 2  # two NIfTI files, two slices in DICOM
+    assert len(before) == 3 + 2 + 2 + 1  # two NIfTI files, two slices in DICOM, the HTML report
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -245,7 +247,7 @@ def test_a_failure_while_writing_leaves_the_old_result(mrgen, refused, full, tmp
     assert {p.name: p.read_bytes() for p in kept_files} == before
     monkeypatch.undo()
     assert "resumed 2 of 2 slices" in mrgen(*arguments, 4)[1]
-    assert len(list((tmp_path / "out").iterdir())) == 5
+    assert len(list((tmp_path / "out").iterdir())) == 6
 
 
 def test_cuda_without_a_gpu_is_refused(refused, full, tmp_path, monkeypatch):

@@ -36,6 +36,7 @@ def written(out: Path) -> dict[str, bytes]:
 OPTIONS = ["--R", 2, "--center-fraction", 0.25, "--recipe", "zero-filled", "--device", "cpu"]
 SAMPLING = ["--R", 2, "--center-fraction", 0.25, "--recipe", "gaussian", "--samples", 4, "--device", "cpu"]
 NIFTI = ["nifti/reconstruction.nii.gz", "nifti/zero_filled.nii.gz"]
+HTML = "report.html"
 DICOM = ["dicom/1001_reconstruction/00001.dcm", "dicom/1001_reconstruction/00002.dcm"]
 
 
@@ -44,13 +45,14 @@ def test_recon_writes_every_format_and_export_the_same(mrgen, scan, tmp_path):
     assert code == 0
     assert "NOMINAL GEOMETRY, L/R NOT VERIFIED" in text
     files = written(tmp_path / "out")
-    assert sorted(files) == sorted(["Doe_Jane.h5", "figure.png", "report.json", *NIFTI, *DICOM])
+    assert sorted(files) == sorted(["Doe_Jane.h5", "figure.png", "report.json", *NIFTI, *DICOM, HTML])
     assert json.loads(files["report.json"])["geometry"] == "nominal"
     code, text, _ = mrgen("export", tmp_path / "out/Doe_Jane.h5", "-o", tmp_path / "again")
     assert code == 0
-    assert text.count("wrote") == 2
+    assert text.count("wrote") == 3
     again = written(tmp_path / "again")
-    assert {name: again[name] for name in DICOM + NIFTI} == {name: files[name] for name in DICOM + NIFTI}
+    for name in (*DICOM, *NIFTI, HTML):
+        assert again[name] == files[name], name
     assert mrgen("recon", scan, *OPTIONS, "-o", tmp_path / "other", "--formats", "dicom")[0] == 0
     for name in DICOM:  # the same seed gives the same UIDs and pixels
         one, two = (pydicom.dcmread(folder / name) for folder in (tmp_path / "out", tmp_path / "other"))
@@ -118,23 +120,25 @@ def test_nothing_of_the_header_that_identifies_is_in_any_output(mrgen, scan, cal
     assert {"Doe^Jane", "Doe", "Jane brain", "Q4711Z", "2001-02-03", "20010203", "Somewhere"} <= secrets
     for name, content in written(tmp_path / "out").items():
         unpacked = gzip.decompress(content) if name.endswith(".gz") else content
+        if name == HTML:  # three letters may well turn up in base64
+            unpacked = re.sub(rb'base64,[^"]*|<script type="text/plain".*', b"", unpacked)
         for secret in secrets:
             assert secret.encode() not in unpacked, name
             assert secret.encode("utf-16-le") not in unpacked, name
 
 
-@pytest.mark.parametrize("formats", ["hdf5", "nifti", "DICOM", "dicom, nifti"])
+@pytest.mark.parametrize("formats", ["hdf5", "nifti", "DICOM", "dicom, nifti", "html"])
 def test_formats_are_chosen_and_stale_ones_go(mrgen, scan, tmp_path, formats):
     assert mrgen("recon", scan, *OPTIONS, "-o", tmp_path / "out")[0] == 0
     assert mrgen("recon", scan, *OPTIONS, "-o", tmp_path / "out", "--formats", formats)[0] == 0
-    expected = NIFTI * ("nifti" in formats) + DICOM * ("dicom" in formats.lower())
+    expected = NIFTI * ("nifti" in formats) + DICOM * ("dicom" in formats.lower()) + [HTML] * (formats == "html")
     assert sorted(written(tmp_path / "out")) == sorted(["Doe_Jane.h5", "figure.png", "report.json", *expected])
 
 
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        (["--formats", "png"], "--formats 'png': expected some of hdf5, nifti, dicom"),
+        (["--formats", "png"], "--formats 'png': expected some of hdf5, nifti, dicom, html"),
         (["--patient-id", "4711"], "NOMINAL GEOMETRY"),
         (["--patient-id", ""], "--patient-id: expected 1 to 64 printable characters"),
         (["--study-uid", "1.2.3"], "say with --patient-id to which"),
@@ -159,6 +163,12 @@ def test_files_of_others_are_left_alone(mrgen, scan, tmp_path):
     assert code == 1
     assert "dicom holds other files than mrgen's own" in error
     assert written(tmp_path / "out") == {"dicom/mine.dcm": b"mine"}
+    (tmp_path / "out/dicom/mine.dcm").unlink()
+    (tmp_path / "out/report.html").write_text("<p>mine")
+    code, _, error = mrgen("recon", scan, *OPTIONS, "-o", tmp_path / "out")
+    assert code == 1
+    assert "report.html is not a report of mrgen's" in error
+    assert written(tmp_path / "out") == {"report.html": b"<p>mine"}
 
 
 def test_a_skipped_scan_gets_the_formats_it_lacks(mrgen, scan, tmp_path, write_scan, phantom):
@@ -171,7 +181,9 @@ def test_a_skipped_scan_gets_the_formats_it_lacks(mrgen, scan, tmp_path, write_s
     assert text.count("skipped ") == 2
     after = written(tmp_path / "out")
     assert after.items() >= before.items()
-    assert sorted(after.keys() - before.keys()) == [*(f"Doe_Jane/{name}" for name in DICOM), f"other/{DICOM[0]}"]
+    assert sorted(after.keys() - before.keys()) == sorted(
+        [*(f"Doe_Jane/{name}" for name in (*DICOM, HTML)), f"other/{DICOM[0]}", f"other/{HTML}"]
+    )
 
 
 def test_a_failing_disk_leaves_what_was_there(mrgen, scan, tmp_path, monkeypatch):

@@ -98,10 +98,12 @@ def test_a_killed_run_goes_on_to_the_result_of_an_uninterrupted_one(mrgen, start
     assert text.index("mask    ") < text.index("resumed ")
 
     assert mrgen("recon", *arguments, "-o", whole)[0] == 0
-    assert sorted(p.name for p in out.iterdir()) == ["dicom", "figure.png", "head.h5", "nifti", "report.json"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "dicom", "figure.png", "head.h5", "nifti", "report.html", "report.json"
+    ]  # fmt: skip
     one, two = volumes(out / "head.h5"), volumes(whole / "head.h5")
     images = {"zero_filled", "l1_wavelet", "reconstruction", "std", "null_space", "reference", "rss", "samples"}
-    assert one.keys() == two.keys() == images | {"mask", "geometry"}
+    assert one.keys() == two.keys() == images | {"mask", "geometry", "report"}
     for name, volume in two.items():
         assert np.array_equal(one[name], volume), name
     reports = [json.loads((folder / "report.json").read_text()) for folder in (out, whole)]
@@ -198,7 +200,9 @@ def test_many_scans_of_which_one_is_broken(mrgen, scan, posterior, tmp_path, mon
     assert error.count("failed  b.h5: b.h5: a file of unknown kind") == 2  # when it fails, and in the end
     assert error.splitlines()[-1] == "mrgen: error: 1 of 3 scans failed, as told above; the others are finished"
     assert {str(p.relative_to(out)) for p in out.glob("*/*")} == {
-        f"{name}/{what}" for name in "ac" for what in (f"{name}.h5", "dicom", "figure.png", "nifti", "report.json")
+        f"{name}/{what}"
+        for name in "ac"
+        for what in (f"{name}.h5", "dicom", "figure.png", "nifti", "report.html", "report.json")
     }
     assert text.count("PSNR") == 2 * 3 * 2  # scans, images, references
 
@@ -232,19 +236,26 @@ def test_scans_of_one_name_are_refused(mrgen, scan, tmp_path):
     assert "2 of the scans are called head, and would get the same folder" in error
 
 
-def test_samples_are_kept_on_request(mrgen, scan, posterior, tmp_path):
+def test_samples_are_kept_on_request_and_some_for_the_report(mrgen, scan, posterior, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "SHOWN", 1)  # of two slices: the first
+    arguments = ["recon", scan(slices=3), *posterior, "--slices", "1:"]
     for options in ([], ["--save-samples"]):
-        assert mrgen("recon", scan(slices=2), *posterior, *options, "-o", tmp_path / f"out{len(options)}")[0] == 0
+        assert mrgen(*arguments, *options, "-o", tmp_path / f"out{len(options)}")[0] == 0
     plain, found = (volumes(tmp_path / f"out{i}/head.h5") for i in (0, 1))
     samples = found.pop("samples")
     assert samples.dtype == np.float32
     assert samples.shape == (2, 2, 32, 32)  # slice, sample, y, x
+    stepped, step = plain.pop("report_samples"), plain["reconstruction"].max() / 2047
+    np.testing.assert_allclose(stepped * step, samples[:1], atol=0.501 * step)
+    reports = [json.loads(volumes.pop("report")) for volumes in (plain, found)]
+    assert reports[0].pop("identity") != reports[1].pop("identity")
+    assert reports[0] == reports[1]
     for name, volume in plain.items():
         assert np.array_equal(found[name], volume), name
     np.testing.assert_allclose(samples.mean(1), plain["reconstruction"], rtol=1e-5)
     np.testing.assert_allclose(samples.std(1, ddof=1), plain["std"], rtol=1e-3, atol=1e-9)
     options = ["--dicom-samples", "--formats", "dicom"]
-    assert mrgen("recon", scan(slices=2), *posterior, *options, "-o", tmp_path / "dicom")[0] == 0
+    assert mrgen(*arguments, *options, "-o", tmp_path / "dicom")[0] == 0
     assert sorted(p.name for p in (tmp_path / "dicom/dicom").iterdir()) == [
         "1001_mean", "1002_std", "1003_std_pm", "1101_sample", "1102_sample"
     ]  # fmt: skip
@@ -282,7 +293,7 @@ def test_processes_share_the_scans(start, scan, posterior, mrgen, tmp_path):
     assert process.returncode == 1, text
     scans = re.findall(r"\[(\d)\] scan    (\w)\.h5", text)
     assert sorted(scans) == [("0", "a"), ("0", "c"), ("0", "e"), ("1", "d")]
-    assert text.count("[0] wrote") == 3 * 5
+    assert text.count("[0] wrote") == 3 * 6
     assert text.count("Not for diagnostic use") == 1
     assert "[1] failed  b.h5: b.h5: a file of unknown kind" in text
     assert "mrgen: error: 1 of 5 scans failed" in text

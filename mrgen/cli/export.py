@@ -15,7 +15,7 @@ from mrgen.review.identity import identity_of_options
 from mrgen.review.output import prepare_output_dir
 
 DEFAULT_FORMATS = ",".join(FORMATS)
-Formats = Annotated[str, typer.Option(metavar="LIST", help="What to write: hdf5, always, nifti, dicom.")]
+Formats = Annotated[str, typer.Option(metavar="LIST", help="What to write: hdf5, always, nifti, dicom, html.")]
 ReferenceDicom = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="The scanner's DICOM series of this scan: its geometry, patient and study."),
@@ -71,7 +71,7 @@ def export(
     flag: Flag = None,
     overlay: Overlay = False,
 ) -> None:
-    """Write NIfTI and DICOM files of a result that mrgen recon has left, as recon does."""
+    """Write NIfTI and DICOM files and the HTML report of a result that mrgen recon has left, as recon does."""
     exports = chosen_exports(formats, reference_dicom, patient_id, study_uid, dicom_samples, flag, overlay)
     folder = out or result.parent
     prepare_output_dir(folder)

@@ -33,7 +33,7 @@ from mrgen.posterior.batch import Batch
 from mrgen.prior.distributed import join
 from mrgen.prior.files import bundled_prior, load_prior
 from mrgen.review.calibration import read_calibration
-from mrgen.review.export import HDF5, Exports, clear_exports
+from mrgen.review.export import HDF5, Exports, clear_exports, place_of
 from mrgen.review.figure import NOTICE, label
 from mrgen.review.output import finished, prepare_output_dir, write_result
 from mrgen.review.parts import partial_slices
@@ -128,7 +128,7 @@ def _reconstruct(scan_file: Path, out: Path, plan: _Plan, skip_finished: bool) -
     identity = run.identity()
     if skip_finished and finished(out, scan_file.stem, digest(identity)):
         say(f"skipped {scan_file.name}: {out} holds this very result; --no-resume computes it again")
-        missing = tuple(name for name in plan.exports.formats if name != HDF5 and not (out / name).exists())
+        missing = tuple(name for name in plan.exports.formats if name != HDF5 and not place_of(out, name).exists())
         for path in replace(plan.exports, formats=missing).write(out, out / f"{scan_file.stem}.h5", say):
             say(f"wrote   {path}")
         return

@@ -1,4 +1,7 @@
-"""From a result to the files that viewers, a PACS and other tools read: a folder a format, which appears as a whole."""
+"""From a result to the files that viewers, a PACS and other tools read.
+
+Each format is a folder, the HTML report a file, which appears as a whole.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,14 @@ from mrgen.review.stored import Stored, read_stored
 from mrgen.scans.files import naming
 from mrgen.scans.scan import Geometry
 
-HDF5, NIFTI, DICOM = FORMATS = ("hdf5", "nifti", "dicom")
+HDF5, NIFTI, DICOM, HTML = FORMATS = ("hdf5", "nifti", "dicom", "html")
+REPORT = "report.html"
+_GENERATOR = b'<meta name="generator" content="mrgen'
 _OURS = {NIFTI: re.compile(r"\w+\.nii\.gz"), DICOM: re.compile(r"\d{4}_\w+")}
 
 
 def parse_formats(text: str) -> tuple[str, ...]:
-    """The formats in "hdf5,nifti,dicom", of which hdf5 is always one. Raises MrgenError for others."""
+    """The formats in "hdf5,nifti,dicom,html", of which hdf5 is always one. Raises MrgenError for others."""
     named = [name for name in re.split(r"[,\s]+", text.lower()) if name]
     unknown = [name for name in named if name not in FORMATS]
     if unknown or not named:
@@ -44,8 +49,8 @@ class Exports:
 
         Raises MrgenError for what would be refused in the end: see `write`.
         """
-        for name in (NIFTI, DICOM):
-            _own(out / name, name)
+        for name in FORMATS[1:]:
+            _own(out, name)
         if self.reference is not None:
             from mrgen.review.reference import open_reference
 
@@ -70,13 +75,13 @@ class Exports:
             check_nifti(placement)
 
     def write(self, out: Path, result: Path, say: Callable[[str], None]) -> list[Path]:
-        """Write the formats made of the file `result` into folders of `out`, and return these.
+        """Write the formats made of the file `result` into `out`, and return their folders and files.
 
         Raises MrgenError for a result that cannot be used, for a nominal geometry with a real identity, slices that a
         format cannot hold, folders with files of others, and where the disk refuses.
         """
-        folders = [out / name for name in self.formats if name != HDF5]
-        if not folders:
+        formats = [name for name in self.formats if name != HDF5]
+        if not formats:
             return []
         stored = read_stored(result)
         with naming(result):
@@ -93,22 +98,21 @@ class Exports:
         if placement.nominal:
             say(f"note    {NOMINAL_NOTICE}: the raw data do not tell where the slices lie")
         names = Names.of((stored.digest(), placement.key()), identity)
-        for folder in folders:
-            _own(folder, folder.name)
+        for name in formats:
+            _own(out, name)
         try:
-            for folder in folders:
-                partial = out / f".{folder.name}.partial"
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
+            for name in formats:
+                partial = out / f".{place_of(out, name).name}.partial"
+                _remove(partial)
                 try:
-                    self._fill(partial, folder.name, stored, placement, names, say)
-                    shutil.rmtree(folder, ignore_errors=True)
-                    partial.rename(folder)
+                    self._make(partial, name, stored, placement, names, say)
+                    _remove(place_of(out, name))
+                    partial.rename(place_of(out, name))
                 finally:
-                    shutil.rmtree(partial, ignore_errors=True)
+                    _remove(partial)
         except OSError as error:
             raise MrgenError(f"could not write to {out} ({error}): free space, then use mrgen export") from None
-        return folders
+        return [place_of(out, name) for name in formats]
 
     def _place(self, stored: Stored) -> tuple[Placement, Identity]:
         count, *matrix = stored.shape
@@ -120,6 +124,18 @@ class Exports:
         reference = open_reference(self.reference, total, (matrix[0], matrix[1]))
         placement = place_by_reference(reference, stored.images["reconstruction"], first)
         return placement, reference.identity
+
+    def _make(
+        self, place: Path, name: str, stored: Stored, placement: Placement, names: Names, say: Callable[[str], None]
+    ) -> None:
+        if name == HTML:
+            from mrgen.review.html import write_html
+
+            anonymous = Names.of((stored.digest(), placement.key()), ANONYMOUS)
+            write_html(place, stored, placement, anonymous.tags()["PatientID"])
+            return
+        place.mkdir(parents=True)
+        self._fill(place, name, stored, placement, names, say)
 
     def _fill(
         self, folder: Path, name: str, stored: Stored, placement: Placement, names: Names, say: Callable[[str], None]
@@ -148,16 +164,39 @@ class Exports:
             save_series(folder / ROLE.folder, overlay_series(objects, mean, series["std"]))
 
 
-def _own(folder: Path, name: str) -> None:
-    """Raises MrgenError unless `folder` is missing or holds nothing but what mrgen writes there."""
-    if folder.exists() and (
-        not folder.is_dir() or any(not _OURS[name].fullmatch(entry.name) for entry in folder.iterdir())
+def place_of(out: Path, name: str) -> Path:
+    """The folder, or the file, of a format in `out`."""
+    return out / (REPORT if name == HTML else name)
+
+
+def _own(out: Path, name: str) -> None:
+    """Raises MrgenError unless the place of a format is free or holds nothing but what mrgen writes there."""
+    place = place_of(out, name)
+    if name == HTML:
+        if place.exists() and not _is_report(place):
+            raise MrgenError(f"{place} is not a report of mrgen's: move it, or choose another output folder")
+    elif place.exists() and (
+        not place.is_dir() or any(not _OURS[name].fullmatch(entry.name) for entry in place.iterdir())
     ):
-        raise MrgenError(f"{folder} holds other files than mrgen's own: move them, or choose another output folder")
+        raise MrgenError(f"{place} holds other files than mrgen's own: move them, or choose another output folder")
+
+
+def _is_report(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return _GENERATOR in file.read(4096)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def clear_exports(out: Path) -> None:
-    """Remove the folders made of an earlier result, which the next one will not belong to. Raises MrgenError."""
-    for name in (NIFTI, DICOM):
-        _own(out / name, name)
-        shutil.rmtree(out / name, ignore_errors=True)
+    """Remove what was made of an earlier result, which the next one will not belong to. Raises MrgenError."""
+    for name in FORMATS[1:]:
+        _own(out, name)
+        _remove(place_of(out, name))

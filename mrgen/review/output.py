@@ -27,6 +27,8 @@ from mrgen.physics.masks import achieved_acceleration
 from mrgen.review.figure import NOTICE, save_figure
 from mrgen.review.geometry import write_geometry
 from mrgen.review.metrics import Array, scores
+from mrgen.review.pack import levels, step_of
+from mrgen.review.second_look import RULE, flagged, slice_figures
 from mrgen.review.uncertainty import std_sampling_error
 from mrgen.scans.header import anonymous_header
 from mrgen.scans.scan import Geometry
@@ -43,6 +45,7 @@ CHECKS = (
     "the model is right. withheld: samples drawn without some lines; ratio of their rms error at these lines to what "
     "their spread and the noise predict, 1 if the spread is right."
 )
+_OF_THE_RUN = ("seconds", "resumed_slices")  # not in the .h5 file, which the same identity gives to the byte
 Scores = dict[str, dict[str, float]]
 
 
@@ -78,7 +81,10 @@ class Result:
     null_space: Array | None = None  # what the scan does not measure of the samples' complex mean, magnitude
     quantiles: dict[str, Array] = field(default_factory=dict)  # by name, of enough samples
     checks: list[dict[str, Any]] = field(default_factory=list)  # of each slice: mrgen.posterior.check
-    read_samples: Callable[[int], Array] | None = None  # samples (n, y, x) of the i-th slice, where they are kept
+    prior: dict[str, str] = field(default_factory=dict)  # what the prior's file says of it, in words
+    sampled: range = range(0)  # the slices, by their place in the images, whose samples were kept
+    read_samples: Callable[[int], Array] | None = None  # those of the i-th slice, (n, y, x)
+    all_samples: bool = False  # they were asked for, of every slice
     geometry_from: str | None = None  # what the images are placed by in the other formats; None: the raw data
 
     @property
@@ -140,8 +146,9 @@ def write_result(out_dir: Path, stem: str, result: Result) -> list[Path]:
     paths = [out_dir / f"{stem}.h5", out_dir / "figure.png", out_dir / "report.json"]  # this last, see `finished`
     try:
         with replacing(paths) as (volume, figure, report):
-            _write_volume(volume, result)
-            report.write_text(json.dumps(finite(_report(result)), indent=2, allow_nan=False) + "\n")
+            facts = finite(_report(result))
+            _write_volume(volume, result, {name: value for name, value in facts.items() if name not in _OF_THE_RUN})
+            report.write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n")
             _write_figure(figure, result)
     except OSError as error:
         raise MrgenError(
@@ -150,7 +157,7 @@ def write_result(out_dir: Path, stem: str, result: Result) -> list[Path]:
     return paths
 
 
-def _write_volume(path: Path, result: Result) -> None:
+def _write_volume(path: Path, result: Result, report: dict[str, Any]) -> None:
     arrays = {
         **result.images,
         "std": result.std,
@@ -178,12 +185,9 @@ def _write_volume(path: Path, result: Result) -> None:
         for name, array in arrays.items():
             if array is not None:
                 file[name] = np.asarray(array, dtype=np.float32)
-        if result.read_samples is not None:
-            count, *matrix = result.images["reconstruction"].shape
-            shape = (count, result.samples, *matrix)
-            volume = file.create_dataset("samples", shape, np.float32, chunks=(1, 1, *matrix))
-            for i in range(count):  # one slice at a time, as all may not fit into memory
-                volume[i] = result.read_samples(i)
+        if result.sampled:
+            _write_samples(file, result)
+        file["report"] = json.dumps(report, allow_nan=False)
         if result.header is not None:
             file["ismrmrd_header"] = anonymous_header(result.header)
         write_geometry(file, result.geometry)
@@ -192,8 +196,24 @@ def _write_volume(path: Path, result: Result) -> None:
                 file.attrs[name] = value
 
 
+def _write_samples(file: h5py.File, result: Result) -> None:
+    assert result.read_samples is not None
+    mean = result.images["reconstruction"]
+    shape = (len(result.sampled), result.samples, *mean.shape[1:])
+    if result.all_samples:
+        volume = file.create_dataset("samples", shape, np.float32, chunks=(1, 1, *shape[2:]))
+    else:
+        packed = {"chunks": (1, *shape[1:]), "shuffle": True, "compression": "gzip", "compression_opts": 1}
+        volume = file.create_dataset("report_samples", shape, np.uint16, **packed)
+        volume.attrs.update({"step": step_of(mean), "first": result.sampled.start})
+    for place, i in enumerate(result.sampled):  # one slice at a time, as all may not fit into memory
+        samples = result.read_samples(i)
+        volume[place] = samples if result.all_samples else levels(samples, step_of(mean))
+
+
 def _report(result: Result) -> dict[str, Any]:
     count = len(result.images["reconstruction"])
+    figures = slice_figures(result.images["reconstruction"], result.std, result.checks, result.first_slice)
     report: dict[str, Any] = {
         "notice": NOTICE,
         "mrgen_version": __version__,
@@ -213,6 +233,8 @@ def _report(result: Result) -> dict[str, Any]:
         "seed": result.seed,
         "n_samples": result.samples,
         "prior_sha256": result.prior_sha256,
+        "prior": result.prior,
+        "flagged": {"rule": RULE, "figures": figures, "slices": flagged(figures, result.facts)},
         "seconds": {"reconstruction": round(sum(result.seconds), 2), "slices": result.seconds},
         "resumed_slices": result.resumed,
         "identity": result.identity,

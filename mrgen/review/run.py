@@ -22,6 +22,7 @@ from mrgen.posterior.batch import Batch
 from mrgen.posterior.reconstruct import Reconstruction, reconstruct
 from mrgen.prior.files import Prior
 from mrgen.review.calibration import Calibration
+from mrgen.review.card import prior_card
 from mrgen.review.metrics import Array
 from mrgen.review.output import Result
 from mrgen.review.parts import Part, Parts
@@ -31,6 +32,7 @@ from mrgen.scans.recognise import acceleration_text
 from mrgen.scans.scan import Geometry, Scan, Slice
 from mrgen.settings import Recipe
 
+SHOWN = 16  # slices in the middle whose samples are kept for the report, where not all are asked for
 QUANTILES = 0.9  # share of the samples between the two that are kept, where there are enough of them
 
 
@@ -56,6 +58,13 @@ class Run:
     @property
     def samples(self) -> int | None:
         return self.recipe.samples if self.recipe.draws else None
+
+    @property
+    def sampled(self) -> range:
+        """The slices, by their place among `slices`, whose samples are kept."""
+        count = len(self.slices) if self.recipe.draws else 0
+        spare = 0 if self.save_samples else max(count - SHOWN, 0)
+        return range(spare // 2, count - (spare + 1) // 2)
 
     @property
     def geometry(self) -> Geometry:
@@ -159,7 +168,8 @@ def reconstruct_scan(
                 f"slice {index}: the device has not enough free memory: lower --samples, compress the coils with "
                 "--coils, or take a larger device, or --device cpu"
             ) from error
-        images = {name: _scanner_units(x, slice_, run.scan.crop) for name, x in _images(run, slice_, result).items()}
+        kept = _images(slice_, result, run.slices.index(index) in run.sampled)
+        images = {name: _scanner_units(x, slice_, run.scan.crop) for name, x in kept.items()}
         images["mask"] = slice_.mask.cpu()
         seconds = round(time.perf_counter() - begun, 2)
         facts = {**_facts(slice_), "regularised": result.facts, "checks": result.checks, "seconds": seconds}
@@ -216,7 +226,10 @@ def _gather(run: Run, parts: Parts, resumed: int) -> Result:
         identity=digest(run.identity()),
         geometry=run.geometry,
         scan_slices=run.scan.slices,
-        read_samples=(lambda i: parts.read(run.slices[i]).images["samples"].numpy()) if run.save_samples else None,
+        prior=prior_card(run.prior.metadata) if run.prior else {},
+        sampled=run.sampled,
+        read_samples=lambda i: parts.read(run.slices[i]).images["samples"].numpy(),
+        all_samples=run.save_samples,
     )
 
 
@@ -245,7 +258,7 @@ def _how(facts: dict[str, Any]) -> str:
     return text
 
 
-def _images(run: Run, slice_: Slice, result: Reconstruction) -> dict[str, Tensor]:
+def _images(slice_: Slice, result: Reconstruction, samples: bool) -> dict[str, Tensor]:
     """What is kept of a slice, (y, x) by name in scaled units; of the images the reconstruction comes last."""
     images: dict[str, Tensor | None] = {"zero_filled": result.zero_filled}
     images |= {name.replace("-", "_"): image for name, image in result.baselines.items()}
@@ -256,7 +269,7 @@ def _images(run: Run, slice_: Slice, result: Reconstruction) -> dict[str, Tensor
         "reference": slice_.reference,
         "rss": slice_.rss,
     }
-    images["samples"] = result.samples if run.save_samples else None
+    images["samples"] = result.samples if samples else None
     found = None if result.samples is None else quantiles(result.samples.numpy(force=True), QUANTILES)
     if found is not None:
         images |= {f"quantile_{n}": torch.from_numpy(image) for n, image in zip(("05", "95"), found, strict=True)}

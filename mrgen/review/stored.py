@@ -32,7 +32,9 @@ class Stored:
     attributes: dict[str, Any]
     geometry: Geometry
     header: str | None  # ismrmrd_header, without anything that identifies a person
-    has_samples: bool
+    has_samples: bool  # of every slice, exact
+    sampled: range  # the slices with samples, exact or in whole steps
+    report: dict[str, Any]  # what report.json says
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -55,6 +57,27 @@ class Stored:
         with hdf5(self.path) as file:
             volume: Volume = file["samples"][:, number].astype(np.float32)
         return volume
+
+    def slice_samples(self, i: int) -> Volume:
+        """The samples of slice i, one of `sampled`, (sample, y, x)."""
+        with hdf5(self.path) as file:
+            if self.has_samples:
+                exact: Volume = file["samples"][i].astype(np.float32)
+                return exact
+            stepped = file["report_samples"]
+            volume: Volume = stepped[i - self.sampled.start].astype(np.float32) * np.float32(stepped.attrs["step"])
+            return volume
+
+    def volume(self, name: str) -> Volume | None:
+        """Another image of the file, (slice, y, x), None where it has none of this name."""
+        with hdf5(self.path) as file:
+            return _volume(file, name) if name in file else None
+
+    def mask(self) -> NDArray[np.bool_]:
+        """Which lines (kx,) or points (ky, kx) were used."""
+        with hdf5(self.path) as file:
+            used: NDArray[np.bool_] = file["mask"][()] > 0
+        return used
 
     def digest(self) -> str:
         """SHA-256 of images, geometry and settings."""
@@ -85,7 +108,29 @@ def read_stored(path: Path) -> Stored:
         if missing:
             raise MrgenError(f"it lacks {', '.join(missing)}: an older mrgen wrote it; reconstruct the scan again")
         header = stored_text(file["ismrmrd_header"], "ismrmrd_header") if "ismrmrd_header" in file else None
-        return Stored(path, images, attributes, read_geometry(file), header, "samples" in file)
+        geometry, report = read_geometry(file), _report(file)
+        return Stored(path, images, attributes, geometry, header, "samples" in file, _sampled(file), report)
+
+
+def _sampled(file: h5py.File) -> range:
+    if "samples" in file:
+        return range(len(file["samples"]))
+    if "report_samples" not in file:
+        return range(0)
+    first = int(file["report_samples"].attrs["first"])
+    return range(first, first + len(file["report_samples"]))
+
+
+def _report(file: h5py.File) -> dict[str, Any]:
+    if "report" not in file:
+        raise MrgenError("it lacks the report: an older mrgen wrote it; reconstruct the scan again")
+    try:
+        report = json.loads(stored_text(file["report"], "report"))
+    except ValueError:
+        report = None
+    if not isinstance(report, dict):
+        raise MrgenError("its report is not what mrgen writes: reconstruct the scan again")
+    return report
 
 
 def _volume(file: h5py.File, name: str) -> Volume:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import h5py
@@ -67,6 +68,16 @@ def images(slices: int = SLICES) -> dict[str, np.ndarray]:
     }
 
 
+def report(slices: int) -> dict[str, object]:
+    """What report.json says, as far as the HTML report needs it."""
+    return {
+        "recipe": {"name": "posterior", "steps": 20}, "seed": 3, "identity": "cd" * 32, "zero_filled_lines": 0,
+        "lines": {"sampled": COLUMNS, "all": COLUMNS}, "coils": {"scan": 8, "virtual": None},
+        "noise": {"from": "image background"},
+        "flagged": {"rule": "none", "figures": [{"slice": i} for i in range(slices)], "slices": []},
+    }  # fmt: skip
+
+
 def interval(slices: int = SLICES) -> np.ndarray:
     """Half-width of the interval (slice, y, x): 2 std, and half of the brightest tissue in WIDE and SPECK."""
     half = 2 * images(slices)["std"]
@@ -90,6 +101,8 @@ def write_result(
                 file[name] = volume
         if samples is not None:
             file["samples"] = np.stack([volumes["reconstruction"] * (1 + 0.01 * k) for k in range(samples)], axis=1)
+        file["mask"] = np.ones(COLUMNS, np.float32)
+        file["report"] = json.dumps(report(len(volumes["std"])))
         file["ismrmrd_header"] = HEADER
         write_geometry(file, geometry)
         file.attrs.update({

@@ -1,0 +1,180 @@
+"""The report: one HTML file that a browser opens from disk, with the images, the figures and how they were made.
+
+It asks for nothing from anywhere, which its content security policy enforces: no source is allowed but its own style
+and script, named by their hashes, and pictures inside the page. Images are packed by pack.py and unpacked where they
+are first shown; `report/` holds the page, its style and its script. Nothing that names a person, a file or a folder is
+in it; a text from outside (a recipe, the file of a prior) is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from mrgen.review.figure import NOTICE, label
+from mrgen.review.geometry import NOMINAL_NOTICE, Placement
+from mrgen.review.markup import Markup, joined, picture, tag
+from mrgen.review.metrics import best_scale
+from mrgen.review.pack import COARSE, levels, pack, step_of
+from mrgen.review.stored import Stored
+from mrgen.review.uncertainty import std_sampling_error
+from mrgen.review.words import headline, pixel_size, summary
+
+LARGEST = 19.4e6  # bytes of packed images, beyond which slices far from the middle get no samples
+GREY = ("reconstruction", "zero_filled", "l1_wavelet", "reference")
+MAPS = ("std", "null_space")
+_SCRIPTS = ("decode.js", "draw.js", "roi.js", "view.js", "mouse.js", "controls.js")
+_THUMBNAIL = 144  # pixels, the longer side
+_TOP = 99.8  # percentile that is white
+_AT_ONCE = 4  # slices whose samples are in memory
+
+
+def write_html(path: Path, stored: Stored, placement: Placement, name: str) -> None:
+    """Write the report of a result; `name` is what identifies it to a reader, as DICOM's PatientID does."""
+    page = (files("mrgen.review") / "report" / "page.html").read_text(encoding="utf-8")
+    style, *scripts = (
+        (files("mrgen.review") / "report" / file).read_text(encoding="utf-8") for file in ("style.css", *_SCRIPTS)
+    )
+    script = '"use strict";\n' + "\n".join(scripts)
+    facts, blocks = _images(stored)
+    facts["edges"] = edges(placement)
+    spacing = pixel_size(stored, placement)
+    facts |= {"spacing": spacing, "area": None if spacing is None else spacing[0] * spacing[1]}
+    text = Template(page).substitute(
+        policy=f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
+        "base-uri 'none'; form-action 'none'",
+        version=escape(str(stored.attributes["mrgen_version"])),
+        title=f"mrgen report {name}",
+        style=style,
+        script=script,
+        notice=NOTICE,
+        headline=tag("small", headline(stored)),
+        result=tag("span", f"Result {name}"),
+        warnings=tag("p", f"{NOMINAL_NOTICE}.", class_="warning") if placement.nominal else "",
+        thumbnails=joined(thumbnails(stored, placement)),
+        summary=summary(stored, placement),
+        facts=_harmless(json.dumps(facts, allow_nan=False)),
+        data="\n".join(f'<script type="text/plain" id="{key}">{block}</script>' for key, block in blocks.items()),
+    )
+    path.write_text(text, encoding="utf-8")
+
+
+def map_label(name: str, samples: int | None) -> str:
+    """What a reader sees for an image's or a map's name."""
+    if name == "std" and samples is not None:
+        return f"std map, n = {samples} (± {100 * std_sampling_error(samples):.0f} %)"
+    return "not measured (null space)" if name == "null_space" else label(name, samples)
+
+
+def edges(placement: Placement) -> dict[str, str] | None:
+    """What lies at the image's edges, such as A or AR, by the larger parts of its directions; None if nominal."""
+    if placement.nominal:
+        return None
+    found = {}
+    for direction, edge, opposite in ((placement.along_x, "right", "left"), (placement.along_y, "bottom", "top")):
+        order = [axis for axis in np.argsort(-np.abs(direction)) if abs(direction[axis]) > 0.3]
+        found[edge] = "".join("LPH"[axis] if direction[axis] > 0 else "RAF"[axis] for axis in order)
+        found[opposite] = "".join("RAF"[axis] if direction[axis] > 0 else "LPH"[axis] for axis in order)
+    return found
+
+
+def thumbnails(stored: Stored, placement: Placement) -> Iterator[Markup]:
+    """A button with a small picture for every slice."""
+    mean = stored.images["reconstruction"]
+    top = float(np.percentile(mean, _TOP)) or 1.0
+    height, width = np.array(mean.shape[1:]) * placement.spacing
+    ratio = _THUMBNAIL / max(height, width)
+    size = (max(round(width * ratio), 1), max(round(height * ratio), 1))
+    first = stored.attributes["first_slice"]
+    listed = {flag["slice"] for flag in stored.report["flagged"]["slices"]}
+    for i, image in enumerate(mean):
+        grey = np.clip(255 * image / top, 0, 255).astype(np.uint8)
+        flag = first + i in listed
+        name = tag("span", f"{first + i}{' ⚑' if flag else ''}")
+        said = f"slice {first + i}" + ", worth a second look" * flag
+        yield tag("button", picture(grey, size, said), name, type="button", data_slice=i, class_="flag" if flag else "")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _harmless(text: str) -> str:
+    """JSON that ends no element, whatever its strings hold."""
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _unit(largest: float) -> dict[str, Any]:
+    """Powers of a thousand, so that the largest value is between 1 and 1000."""
+    power = 3 * int(np.floor(np.log10(largest) / 3)) if largest > 0 else 0
+    superscript = str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return {"factor": 10.0**-power, "label": f"10{superscript} a.u." if power else "a.u."}
+
+
+def _images(stored: Stored) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the script has to know, and the packed images by id."""
+    mean = stored.images["reconstruction"]
+    largest, fit = float(np.percentile(mean, _TOP)), None
+    layers: list[dict[str, Any]] = []
+    blocks: dict[str, str] = {}
+    with ThreadPoolExecutor() as pool:  # zlib leaves the interpreter to others
+        for name in (*GREY, *MAPS):
+            volume = stored.volume(name)
+            if volume is None:
+                continue
+            step = step_of(volume) * (COARSE if name in MAPS else 1)
+            texts = pool.map(lambda image, step=step: pack(levels(image, step)), volume)
+            blocks |= {f"{name}-{i}": text for i, text in enumerate(texts)}
+            top = float(np.percentile(volume, _TOP)) or float(volume.max()) or 1.0
+            shown = {"label": map_label(name, stored.samples), "map": name in MAPS}
+            layers.append({"id": name, **shown, "step": step, "top": top})
+            if name == "reference":
+                largest = top
+                fit = [best_scale(image, truth) for image, truth in zip(mean, volume, strict=True)]
+        samples, packed = _samples(stored, LARGEST - sum(map(len, blocks.values())), pool)
+
+    largest = largest or 1.0
+    if samples is not None:
+        layers.insert(1, {"id": "sample", "label": "sample", "map": False, "top": largest})
+    if fit is not None:
+        layers.append({"id": "error", "label": "absolute error", "map": True, "top": largest / 4})
+    attributes = stored.attributes
+    interval = {name: attributes.get(f"interval_{name}") for name in ("coverage", "factor")}
+    count, rows, columns = mean.shape
+    return {
+        **{"slices": count, "rows": rows, "columns": columns, "first": attributes["first_slice"]},
+        **{"layers": layers, "largest": largest, "unit": _unit(largest), "fit": fit, "samples": samples},
+        "interval": None if None in interval.values() else interval,
+    }, blocks | packed
+
+
+def _samples(stored: Stored, budget: float, pool: ThreadPoolExecutor) -> tuple[dict[str, Any] | None, dict[str, str]]:
+    """Samples of as many slices around the middle as `budget` bytes hold, and what the script has to know of them."""
+    mean, held = stored.images["reconstruction"], stored.sampled
+    step = step_of(mean)
+
+    def packed(i: int) -> str:
+        return pack(levels(stored.slice_samples(i), COARSE * step), levels(mean[i], step) // COARSE)
+
+    order = sorted(held, key=lambda i: abs(2 * i + 1 - held.start - held.stop))
+    blocks: dict[str, str] = {}
+    for begin in range(0, len(order), _AT_ONCE):
+        some = order[begin : begin + _AT_ONCE]
+        for i, text in zip(some, pool.map(packed, some), strict=True):
+            budget -= len(text)
+            if budget >= 0:
+                blocks[f"samples-{i}"] = text
+    if not blocks:
+        return None, {}
+    about = {"first": min(order[: len(blocks)]), "slices": len(blocks), "count": stored.samples}
+    return about | {"step": COARSE * step, "ratio": COARSE}, blocks

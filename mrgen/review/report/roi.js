@@ -1,0 +1,71 @@
+/* Statistics of a region of interest: {x, y, width, height} in whole pixels, from column x and row y on. */
+
+/** A region that lies in the image, null for one without a pixel. */
+function inside({ x, y, width, height }) {
+  const [left, top] = [Math.max(x, 0), Math.max(y, 0)];
+  const [right, bottom] = [Math.min(x + width, facts.columns), Math.min(y + height, facts.rows)];
+  return right > left && bottom > top ? { x: left, y: top, width: right - left, height: bottom - top } : null;
+}
+
+/** Mean and standard deviation over the region's pixels (divided by their number). */
+function statistics(values, { x, y, width, height }) {
+  let [sum, squares] = [0, 0];
+  const each = (f) => {
+    for (let row = y; row < y + height; row++)
+      for (let column = x; column < x + width; column++) f(values[row * facts.columns + column]);
+  };
+  each((value) => (sum += value));
+  const mean = sum / (width * height);
+  each((value) => (squares += (value - mean) ** 2));
+  return { mean, sd: Math.sqrt(squares / (width * height)) };
+}
+
+/** A row of cells of a table; numbers show their exact value when pointed at. */
+function row(cell, ...entries) {
+  const tr = document.createElement("tr");
+  for (const entry of entries) {
+    const td = document.createElement(tr.children.length ? "td" : "th");
+    td.textContent = typeof entry === "number" ? readable(entry) : entry;
+    if (typeof entry === "number") td.title = `${entry} in units of the raw data`;
+    tr.append(td);
+  }
+  tr.dataset.row = cell;
+  return tr;
+}
+
+/** What is known of a region, as a table: every image, the spread, and what the samples say of the region's mean. */
+async function roiTable(region, slice, sample) {
+  const table = document.createElement("table");
+  const head = table.createTHead().insertRow();
+  for (const text of [`${facts.unit.label}`, "mean", "SD in ROI"]) {
+    const th = document.createElement("th");
+    th.textContent = text;
+    head.append(th);
+  }
+  const body = table.createTBody();
+  for (const layer of facts.layers) {
+    const values = await imageOf(layer.id, slice, sample);
+    if (!values) continue;
+    const { mean, sd } = statistics(values, region);
+    const name = layer.id === "sample" ? `sample ${sample + 1}` : layer.map ? `mean ${layer.label}` : layer.label;
+    body.append(row(layer.id, name, mean, sd));
+    if (layer.id === "std" && facts.interval) {
+      const { coverage, factor } = facts.interval;
+      const text = `calibrated ${Math.round(100 * coverage)} % interval of a pixel, mean half-width ±`;
+      body.append(row("interval", text, factor * mean, ""));
+    }
+  }
+  if (sampled(slice)) {
+    const means = (await samplesOf(slice)).map((values) => statistics(values, region).mean);
+    const mean = means.reduce((a, b) => a + b) / means.length;
+    const spread = Math.sqrt(means.reduce((a, b) => a + (b - mean) ** 2, 0) / (means.length - 1));
+    body.append(row("spread", `std of the ROI mean over ${means.length} samples`, spread, ""));
+  }
+  const note = document.createElement("p");
+  const area = facts.area ? `, ${(region.width * region.height * facts.area).toFixed(0)} mm²` : "";
+  note.textContent = `${region.width * region.height} pixels${area}. ` +
+    (facts.interval ? "The interval is that of a pixel, on average over scans like those of the calibration." : "");
+  const result = document.createDocumentFragment();
+  result.append(table, note);
+  return result;
+}

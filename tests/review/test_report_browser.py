@@ -1,0 +1,458 @@
+"""The report in a real browser, headless Chromium: what its canvases show and what keys, sliders and the mouse do."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_html import with_samples
+from test_output import make_result
+
+from mrgen.review.export import Exports
+from mrgen.review.output import Result, write_result
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: it comes with mrgen[test]")
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.actions.wheel_input import ScrollOrigin  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import Select  # noqa: E402
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.usefixtures("no_plots"),
+    pytest.mark.skipif(
+        None in (CHROMIUM, DRIVER), reason="chromium or chromedriver is missing: Debian's chromium and chromium-driver"
+    ),
+]
+FLAGS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--window-size=1400,900"),
+)
+FACTOR = 2.5  # of the calibrated interval
+
+
+def result_with_all() -> tuple[Result, np.ndarray]:
+    """Three slices of 24 x 20 pixels of 1 x 2 mm; samples of the last two, of which the first is flagged."""
+    plain = make_result()
+    withheld = {"ratio": 1.8, "standard_error": 0.1, "lines": 2}
+    check = {"residual": 1.0, "null_space_share": 0.1, "measured_share": 0.9, "withheld": withheld}
+    fields = {
+        "null_space": 0.3 * plain.std,
+        "calibration": {"coverage": 0.9, "factor": FACTOR, "sha256": "ef" * 32},
+        "checks": [{"slice": 4 + i, **check, "withheld": withheld if i == 1 else None} for i in range(3)],
+    }
+    return with_samples(Result(**{**vars(plain), **fields}), range(1, 3))
+
+
+class Report:
+    """An open report."""
+
+    def __init__(self, driver: Any, result: Result, samples: np.ndarray) -> None:
+        self.driver, self.result, self.samples = driver, result, samples
+        self.settle()
+
+    def find(self, selector: str) -> Any:
+        return self.driver.find_element("css selector", selector)
+
+    def settle(self) -> None:
+        """Wait for what is being drawn."""
+        end = time.monotonic() + 10
+        while self.find("#viewer").get_attribute("aria-busy") != "false":
+            assert time.monotonic() < end, self.driver.get_log("browser")
+            time.sleep(0.01)
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            ActionChains(self.driver).send_keys(key).perform()
+        self.settle()
+
+    def slide(self, name: str, value: float) -> None:
+        """Move a slider as its mouse would."""
+        script = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))"
+        self.driver.execute_script(script, self.find(f"#{name}"), value)
+        self.settle()
+
+    def said(self, name: str) -> str:
+        return self.find(f"output[for={name}]").text
+
+    def chosen(self, pane: int) -> str:
+        return self.driver.find_elements("css selector", ".pane select")[pane].get_attribute("value")
+
+    def canvas(self, pane: int) -> Any:
+        return self.driver.find_elements("css selector", ".stage canvas")[pane]
+
+    def size(self, pane: int) -> tuple[int, int]:
+        """Of the canvas, which has a pixel of its own for every one of the screen."""
+        canvas = self.canvas(pane)
+        return int(canvas.get_property("width")), int(canvas.get_property("height"))
+
+    def places(self, pane: int, points: list[tuple[float, float]]) -> np.ndarray:
+        """The canvas's (u, v) of (row, column) in the image, unzoomed: pixels are 1 mm high and 2 mm wide."""
+        width, height = self.size(pane)
+        fit = min(width / (20 * 2), height / 24)
+        return np.array([(width / 2 + 2 * fit * (c - 10), height / 2 + fit * (r - 12)) for r, c in points])
+
+    def pixels(self, pane: int) -> np.ndarray:
+        """(y, x, rgb) at the centres of the image's pixels, as the canvas shows them."""
+        centres = self.places(pane, [(row + 0.5, column + 0.5) for row in range(24) for column in range(20)])
+        script = """const canvas = arguments[0];
+            const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", {willReadFrequently: true});
+            copy.drawImage(canvas, 0, 0);
+            const all = copy.getImageData(0, 0, canvas.width, canvas.height).data;
+            const at = ([u, v]) => 4 * (canvas.width * v + u);
+            return JSON.stringify(JSON.parse(arguments[1]).map((p) => [...all.slice(at(p), at(p) + 3)]));"""
+        found = self.driver.execute_script(script, self.canvas(pane), json.dumps(centres.astype(int).tolist()))
+        return np.array(json.loads(found)).reshape(24, 20, 3)
+
+    @property
+    def top(self) -> float:
+        return float(np.percentile(self.result.reference, 99.8))
+
+    def shows(self, pane: int, image: np.ndarray, low: float = 0.0, high: float | None = None) -> None:
+        """The pane shows this image in this window of greys, to a grey level."""
+        expected = np.clip(255 * (image - low) / ((high or self.top) - low), 0, 255)
+        found = self.pixels(pane)
+        assert np.abs(found - expected[..., None]).max() < 1.5
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float], pane: int = 0, key: str | None = None) -> None:
+        """From one (row, column) to another."""
+        begin, finish = np.rint(self.places(pane, [start, end]) - np.array(self.size(pane)) / 2).astype(int).tolist()
+        chain = ActionChains(self.driver, duration=20).move_to_element_with_offset(self.canvas(pane), *begin)
+        chain = chain.key_down(key) if key else chain
+        chain = chain.click_and_hold().move_by_offset(finish[0] - begin[0], finish[1] - begin[1]).release()
+        (chain.key_up(key) if key else chain).perform()
+        self.settle()
+
+    def roi(self) -> dict[str, list[float]]:
+        """The numbers of every row of the region's table, exact."""
+        script = """return Object.fromEntries([...document.querySelectorAll("#roi-result tbody tr")].map((row) =>
+            [row.dataset.row, [...row.querySelectorAll("td[title]")].map((cell) => parseFloat(cell.title))]))"""
+        return self.driver.execute_script(script)
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Result], Path]:
+    def write(result: Result) -> Path:
+        out = tmp_path_factory.mktemp("report")
+        Exports(("html",)).write(out, write_result(out, "scan", result)[0], print)
+        return out / "report.html"
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def full(written: Callable[[Result], Path]) -> tuple[Path, Result, np.ndarray]:
+    result, samples = result_with_all()
+    return written(result), result, samples
+
+
+def requests(driver: Any) -> list[str]:
+    """What was asked for since the last call, but for parts of the page itself and of Chromium's own pages."""
+    messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    return [url for url in urls if not url.startswith(("data:", "chrome:"))]
+
+
+@pytest.fixture
+def page(driver: Any, full: tuple[Path, Result, np.ndarray]) -> Iterator[Report]:
+    """The report, just opened; afterwards nothing was asked for but itself, and the console is empty."""
+    path, result, samples = full
+    requests(driver)
+    driver.get(path.as_uri())
+    yield Report(driver, result, samples)
+    assert requests(driver) == [path.as_uri()]
+    assert driver.get_log("browser") == []
+
+
+def test_it_opens_with_the_mean_the_std_and_the_banner(page):
+    assert page.find(".banner").text == "Research use only. Not for diagnostic use."
+    assert page.find(".warning").text == "NOMINAL GEOMETRY, L/R NOT VERIFIED."
+    assert (page.said("slice"), page.said("opacity")) == ("5 (2 of 3)", "off")
+    assert (page.chosen(0), page.chosen(1)) == ("reconstruction", "std")
+    page.shows(0, page.result.images["reconstruction"][1])
+    high = np.percentile(page.result.std, 99.8)
+    i = np.rint(np.clip(255 * page.result.std[1] / high, 0, 255))
+    hot = np.stack([2 * i, 2 * (i - 128), 4 * (i - 192)], -1).clip(0, 255)  # DICOM's hot iron
+    assert np.abs(page.pixels(1) - hot).max() <= 4
+    bars = [bar.text.split("\n") for bar in page.driver.find_elements("css selector", ".bars > div")]
+    assert bars[0] == ["posterior mean, n = 8, 10⁻³ a.u.", "0", f"{1e3 * page.top:.0f}"]
+    assert bars[1] == ["std map, n = 8 (± 27 %), 10⁻³ a.u.", "0", f"{1e3 * high:.3g}"]
+
+
+def test_slices_by_slider_and_keys(page):
+    mean = page.result.images["reconstruction"]
+    page.slide("slice", 2)
+    page.shows(0, mean[2])
+    page.press(Keys.ARROW_LEFT, Keys.ARROW_UP)
+    page.shows(0, mean[0])
+    page.press(Keys.ARROW_UP)  # there is none before the first
+    assert page.said("slice") == "4 (1 of 3)"
+    page.press(Keys.END)
+    page.shows(0, mean[2])
+    page.press(Keys.HOME, Keys.ARROW_DOWN)
+    page.shows(0, mean[1])
+    page.find("#slice").send_keys(Keys.ARROW_RIGHT)  # the slider's own step, once
+    page.settle()
+    assert page.said("slice") == "6 (3 of 3)"
+    page.find("#opacity").send_keys(Keys.ARROW_LEFT, Keys.ARROW_RIGHT)  # another slider's
+    page.settle()
+    assert (page.said("slice"), page.said("opacity")) == ("6 (3 of 3)", "5 %")
+    page.press("r")
+    page.driver.find_elements("css selector", "#strip button")[0].click()
+    page.settle()
+    page.shows(0, mean[0])
+    origin = ScrollOrigin.from_element(page.canvas(1))
+    ActionChains(page.driver).scroll_from_origin(origin, 0, 100).perform()  # the wheel
+    page.settle()
+    page.shows(0, mean[1])
+    page.press(Keys.HOME)
+    listed = page.find(".paper li button")
+    assert listed.text == "Slice 5"  # whose error at withheld lines is 1.8 of what its spread predicts
+    listed.click()
+    page.settle()
+    page.shows(0, mean[1])
+
+
+def test_samples_flip_by_keys_and_slider(page):
+    page.press("s")
+    assert (page.chosen(1), page.said("sample")) == ("sample", "1 of 8")
+    page.shows(1, page.samples[1, 0])
+    page.press("s", Keys.SPACE)
+    page.shows(1, page.samples[1, 2])
+    page.press("S")
+    page.shows(1, page.samples[1, 1])
+    page.slide("sample", 7)
+    page.shows(1, page.samples[1, 7])
+    page.press("s")
+    page.shows(1, page.samples[1, 0])
+    page.press(Keys.END)
+    page.shows(1, page.samples[2, 0])
+    page.press(Keys.HOME)
+    assert page.said("sample") == "none kept of this slice"
+    assert not page.pixels(1).any()
+
+
+def test_images_by_number_and_menu(page):
+    images = page.result.images
+    page.press("3")
+    assert page.chosen(1) == "zero_filled"
+    page.shows(1, images["zero_filled"][1])
+    page.press("p", "4")
+    page.shows(0, images["l1_wavelet"][1])
+    Select(page.driver.find_elements("css selector", ".pane select")[1]).select_by_value("reference")
+    page.settle()
+    page.shows(1, page.result.reference[1])
+    page.driver.find_elements("css selector", ".pane select")[1].send_keys("s")  # the menu keeps its keys
+    page.settle()
+    assert page.chosen(0) == "l1_wavelet"
+
+
+def test_the_error_is_that_of_the_fitted_mean(page):
+    mean, truth = page.result.images["reconstruction"][1], page.result.reference[1]
+    error = np.abs((mean * truth).sum() / (mean * mean).sum() * mean - truth)
+    page.press("p", "8")
+    assert page.chosen(0) == "error"
+    i = np.rint(np.clip(255 * error / (page.top / 4), 0, 255))
+    assert np.abs(page.pixels(0)[..., 0] - np.minimum(2 * i, 255)).max() <= 6  # red is steep
+    assert np.abs(page.pixels(0)[..., 2] - (4 * (i - 192)).clip(0, 255)).max() <= 12
+
+
+def test_the_window_by_sliders_keys_and_drag(page):
+    mean, top = page.result.images["reconstruction"][1], page.top
+    page.slide("width", 0.4 * top)
+    page.slide("centre", 0.6 * top)
+    page.shows(0, mean, 0.4 * top, 0.8 * top)
+    page.press("r")
+    page.shows(0, mean)
+    page.press("w", "l")
+    centre, width = top / 2 - top / 40, top / 1.1
+    page.shows(0, mean, centre - width / 2, centre + width / 2)
+    page.press("W", "L")
+    page.shows(0, mean)
+    before = page.pixels(0)
+    page.drag((12, 6), (12, 14), key=Keys.SHIFT)
+    assert float(page.said("width").split()[0]) > 1.2e3 * top
+    assert page.pixels(0).std() < before.std()
+    assert page.roi() == {}  # no region
+
+
+def test_the_std_over_the_image(page):
+    page.press("o")
+    assert page.said("opacity") == "50 %"
+    high = np.percentile(page.result.std, 99.8)
+    i = np.rint(np.clip(255 * page.result.std[1] / high, 0, 255))
+    hot = np.stack([2 * i, 2 * (i - 128), 4 * (i - 192)], -1).clip(0, 255)
+    grey = np.clip(255 * page.result.images["reconstruction"][1] / page.top, 0, 255)[..., None]
+    assert np.abs(page.pixels(0) - (hot + grey) / 2).max() < 4
+    page.slide("opacity", 1)
+    assert np.abs(page.pixels(0) - hot).max() <= 4
+    page.slide("range", 0.5)  # half as much is white
+    i = np.rint(np.clip(255 * page.result.std[1] / (high / 2), 0, 255))
+    assert np.abs(page.pixels(0)[..., 0] - np.minimum(2 * i, 255)).max() <= 4
+
+
+def expected_roi(page: Report, i: int, rows: slice, columns: slice) -> dict[str, list[float]]:
+    def both(image: np.ndarray) -> list[float]:
+        part = image[rows, columns].astype(np.float64)
+        return [part.mean(), part.std()]
+
+    result = page.result
+    mean, truth = result.images["reconstruction"][i], result.reference[i]
+    error = np.abs((mean * truth).sum() / (mean * mean).sum() * mean - truth)
+    means = page.samples[i, :, rows, columns].mean((1, 2))
+    return {
+        "reconstruction": both(mean),
+        "sample": both(page.samples[i, 0]),
+        "zero_filled": both(result.images["zero_filled"][i]),
+        "l1_wavelet": both(result.images["l1_wavelet"][i]),
+        "reference": both(truth),
+        "std": both(result.std[i]),
+        "interval": [FACTOR * result.std[i, rows, columns].mean()],
+        "null_space": both(result.null_space[i]),
+        "error": both(error),
+        "spread": [means.std(ddof=1)],
+    }
+
+
+def test_a_drag_measures_what_numpy_does(page):
+    page.drag((3.5, 5.5), (10.5, 8.5))
+    fields = [page.find(f"#roi-{name}").get_attribute("value") for name in ("x", "y", "width", "height")]
+    assert fields == ["5", "3", "4", "8"]
+    found, expected = page.roi(), expected_roi(page, 1, slice(3, 11), slice(5, 9))
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, atol=2e-4 * page.top, err_msg=name)  # rounding averages out
+    assert "32 pixels, 64 mm²" in page.find("#roi-result").text
+    page.drag((23.5, 19.5), (20.5, 16.5), pane=1)  # backwards, to the corner
+    np.testing.assert_allclose(
+        page.roi()["std"], expected_roi(page, 1, slice(20, 24), slice(16, 20))["std"], atol=1e-3 * page.top
+    )
+    page.press("c")
+    assert page.roi() == {}
+
+
+def test_a_region_by_keys_alone(page):
+    for name, value in (("x", 2), ("y", 7), ("width", 30), ("height", 5)):
+        field = page.find(f"#roi-{name}")
+        field.send_keys(Keys.CONTROL, "a", Keys.CONTROL, str(value), Keys.TAB)
+        page.settle()
+    expected = expected_roi(page, 1, slice(7, 12), slice(2, 20))  # what lies in the image
+    np.testing.assert_allclose(page.roi()["reconstruction"], expected["reconstruction"], atol=1e-3 * page.top)
+
+
+def test_the_pointer_reads_values_in_both_panes(page):
+    (offset,) = np.rint(page.places(0, [(7.5, 13.5)]) - np.array(page.size(0)) / 2).astype(int).tolist()
+    ActionChains(page.driver, duration=20).move_to_element_with_offset(page.canvas(0), *offset).perform()
+    for pane, image in ((0, page.result.images["reconstruction"]), (1, page.result.std)):
+        text = page.driver.find_elements("css selector", ".pane output")[pane].text
+        where, value = text.split(": ")
+        assert where == "(13, 7)"
+        assert float(value.split()[0]) == pytest.approx(1e3 * image[1, 7, 13], abs=2)
+    page.press("+", "+")
+    assert page.said("zoom") == "1.5625 ×"
+    shown = page.driver.execute_script(
+        "return frameOf(panes[0].canvas, state).sx / frameOf(panes[0].canvas, {...state, zoom: 1}).sx"
+    )
+    assert shown == pytest.approx(1.5625)
+
+
+def test_a_small_window_stays_where_it_is_scrolled(page):
+    page.driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 800, "height": 400, "deviceScaleFactor": 1, "mobile": False}
+    )
+    try:
+        page.driver.execute_async_script(
+            "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(done))"
+        )
+        page.settle()  # what the new size has made it draw
+        page.driver.execute_script("document.querySelector('#slice').scrollIntoView()")
+        before = page.driver.execute_script("return scrollY")
+        page.slide("slice", 2)
+        assert page.driver.execute_script("return scrollY") == before > 200
+        page.shows(0, page.result.images["reconstruction"][2])
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_help_opens_and_closes_by_keys(page):
+    page.press("?")
+    assert page.find("#help").is_displayed()
+    page.press("s")  # belongs to the dialogue
+    assert page.chosen(1) == "std"
+    page.press(Keys.ESCAPE)
+    assert not page.find("#help").is_displayed()
+
+
+def test_its_policy_lets_nothing_out(page):
+    script = """const done = arguments[0];
+        document.addEventListener("securitypolicyviolation", (e) => done(e.effectiveDirective), { once: true });
+        fetch("http://127.0.0.1:9/").catch(() => {});"""
+    assert page.driver.execute_async_script(script) == "connect-src"
+    assert "Content Security Policy" in page.driver.get_log("browser")[0]["message"]
+
+
+def test_the_printed_page(page):
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        assert page.find(".banner").is_displayed()
+        assert not page.find("#controls").is_displayed()
+        thumbnails = page.driver.find_elements("css selector", "#strip img")
+        assert [image.get_property("naturalWidth") > 0 and image.is_displayed() for image in thumbnails] == [True] * 3
+        assert page.pixels(0).std() > 10
+        sheet = base64.b64decode(page.driver.get_screenshot_as_base64())
+        assert len(sheet) > 10_000
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    options = {"preferCSSPageSize": True, "printBackground": True}
+    pdf = base64.b64decode(page.driver.execute_cdp_cmd("Page.printToPDF", options)["data"])
+    assert pdf.startswith(b"%PDF")
+    assert pdf.count(b"/Subtype /Image") >= 5  # three slices and two panes
+    assert len(pdf) > 30_000
+
+
+def test_an_old_browser_says_so(page):
+    script = {"source": "delete window.DecompressionStream"}
+    added = page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", script)
+    try:
+        page.driver.refresh()
+        assert "it takes Chrome or Edge 80, Firefox 113" in page.find("#problem").text
+    finally:
+        page.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+        requests(page.driver)
+        page.driver.refresh()
+
+
+def test_a_result_without_samples_or_reference(driver, written):
+    result = make_result(reference=False)
+    result = Result(**{**vars(result), "std": None, "samples": None, "prior_sha256": None})
+    driver.get(written(result).as_uri())
+    page = Report(driver, result, np.empty(0))
+    assert (page.chosen(0), page.chosen(1)) == ("reconstruction", "zero_filled")
+    high = np.percentile(result.images["reconstruction"], 99.8)
+    page.shows(0, result.images["reconstruction"][1], 0, high)
+    page.shows(1, result.images["zero_filled"][1], 0, high)
+    page.press("s", "o")
+    assert page.chosen(1) == "zero_filled"
+    assert not page.find("#sample").is_displayed()
+    page.drag((3.5, 5.5), (10.5, 8.5))
+    assert page.roi().keys() == {"reconstruction", "zero_filled", "l1_wavelet"}
+    assert driver.get_log("browser") == []
