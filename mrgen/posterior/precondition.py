@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from mrgen.physics.fourier import fft2c, ifft2c
-from mrgen.physics.operators import line_gram
+from mrgen.physics.operators import from_rows, image_rows, line_gram
 from mrgen.scans.scan import Slice
 
 
@@ -54,6 +54,8 @@ def inverse_rows(gram: Tensor) -> Tensor:
 class Preconditioner:
     """P^-1 for one slice and any q; call it as q (n, ky, kx), (ky, kx) or () -> (r (n, ky, kx) -> P^-1 r).
 
+    With several sets of maps q and r have an axis for them before the last two, and their matrices are as many times wider.
+
     `spread` is E^(1/2), (1, y, x), or None where it is 1. Of several q the first decides on r, so that the others hold
     no sway over an image's rounding.
     """
@@ -61,27 +63,30 @@ class Preconditioner:
     def __init__(self, slice_: Slice) -> None:
         self.slice = slice_
         self.measured = fourier_diagonal(slice_.maps, slice_.mask)
-        self.gram = line_gram(slice_.maps, slice_.mask)
+        self.gram = line_gram(slice_.maps, slice_.mask, sets=slice_.sets > 1)
         self.kept: tuple[int, Tensor] | None = None  # exponent of r and (I + r A^H A)^-1, (y, x, x)
 
     def _inverse(self, gram: Tensor, exponent: int, spread: Tensor | None) -> Tensor:
         if spread is not None:
-            return inverse_rows(4.0**exponent * local_gram(gram, spread[0]))
+            rows = image_rows(spread, self.slice.sets)[..., 0]
+            return inverse_rows(4.0**exponent * local_gram(gram, rows))
         if self.kept is None or self.kept[0] != exponent:
             self.kept = exponent, inverse_rows(4.0**exponent * gram)
         return self.kept[1]
 
     def __call__(self, q: Tensor, spread: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-        measured = self.measured if spread is None else fourier_diagonal(self.slice.maps * spread, self.slice.mask)
+        measured = self.measured
+        if spread is not None:
+            measured = fourier_diagonal(self.slice.maps * spread[0].unsqueeze(-3), self.slice.mask)
         diagonal = 1 + q * measured
-        exponent = round(float((q[0] if q.ndim == 3 else q).log2().mean()) / 2)
+        exponent = round(float((q[0] if q.ndim >= 3 else q).log2().mean()) / 2)
         if self.gram is None or exponent <= 0:
             return lambda r: r / diagonal
         inverse = self._inverse(self.gram, exponent, spread)
         g = (diagonal / (1 + 4.0**exponent * measured)).sqrt()
 
         def apply(r: Tensor) -> Tensor:
-            rows = ifft2c(r / g).permute(1, 2, 0)  # (y, x, n)
-            return fft2c((inverse @ rows).permute(2, 0, 1)) / g
+            rows = inverse @ image_rows(ifft2c(r / g), self.slice.sets)
+            return fft2c(from_rows(rows, tuple(r.shape))) / g
 
         return apply

@@ -22,6 +22,9 @@ of equal |k|. There are four choices:
   or worse, than expected.
 - `spectral`: V_t = F^H diag(sigma_t^2 P / (P + sigma_t^2)) F, exact for a stationary Gaussian of power spectrum P.
 - `isotropic`: the same with P = sigma_d^2.
+
+With several sets of maps (mrgen.posterior.sets) x, D and E have an axis for them. The errors of all sets add up in the
+data, so those of one are E Lambda with an E whose sum over the sets has mean 1, and elsewhere its share of Lambda or P.
 """
 
 from __future__ import annotations
@@ -31,9 +34,9 @@ from torch import Tensor
 
 from mrgen.physics.cg import conjugate_gradient
 from mrgen.physics.fourier import fft2c, ifft2c
-from mrgen.physics.operators import sense_normal
 from mrgen.posterior.local import local_variance
 from mrgen.posterior.precondition import Preconditioner
+from mrgen.posterior.sets import power_shares
 from mrgen.prior.denoiser import Denoise
 from mrgen.prior.objectives import complex_noise, denoise_with_slope, unit_phase
 from mrgen.prior.spectrum import Rings, excess_power
@@ -59,7 +62,7 @@ class Proximal:
         draw: torch.Generator | None = None,
         draw_above: float = 0.0,
     ) -> None:
-        """`power` is P, (ky, kx) or a scalar, or None for Lambda from the residual; without `local` E is 1.
+        """`power` is P, (ky, kx), (set, ky, kx) or a scalar, or None for Lambda from the residual; without `local` E is 1.
 
         With `draw` a call returns a draw where sigma is above `draw_above`, and the mean elsewhere.
         """
@@ -67,10 +70,11 @@ class Proximal:
         self.draw, self.draw_above = draw, draw_above
         self.support = slice_.support
         self.probe = probe(self.support) if local else None
+        self.shares = 1.0 if local else power_shares(slice_)
         self.probed = 1  # so many of the first images have an E of their own
         self.operator = slice_.operator()
         self.adjoint_data = self.operator.adjoint(slice_.kspace)
-        self.normal = sense_normal(slice_.maps, slice_.mask)
+        self.normal = slice_.normal()
         self.preconditioner = Preconditioner(slice_)
         self.rings = Rings(slice_.mask, (slice_.kspace.shape[-2], slice_.kspace.shape[-1]))
 
@@ -79,18 +83,24 @@ class Proximal:
         if self.probe is None:
             return self.support * self.prior(x_t, sigma), None
         chosen = torch.arange(self.probed, device=x_t.device)
-        probes = self.probe.expand(self.probed, -1, -1)
+        probes = self.probe.expand(self.probed, *x_t.shape[1:])
         mean, slope = denoise_with_slope(self.prior, x_t, probes, sigma, chosen)
         return self.support * mean, local_variance((probes.conj() * slope).real, self.support).sqrt()
 
     def covariance(self, mean: Tensor, sigma: Tensor) -> Tensor:
-        """Lambda about denoised images `mean` (n, y, x): (n, ky, kx), each from its own residual, or one for all."""
+        """Lambda about denoised images `mean` (n, y, x): (n, ky, kx), each from its own residual, or one for all.
+
+        With several sets (n, 1 or set, ky, kx).
+        """
         ceiling = sigma.square()
         if self.power is not None:
             return ceiling * self.power / (self.power + ceiling)
         residual = self.slice.kspace - self.operator.forward(mean)
         error = excess_power(residual, self.slice.sigma0)
-        return self.rings.average(error, 1e-3 * float(ceiling)).clamp_max(float(ceiling))
+        average = self.rings.average(error, 1e-3 * float(ceiling))
+        if self.slice.sets > 1:
+            average = self.shares * average.unsqueeze(-3)
+        return average.clamp_max(float(ceiling))
 
     def __call__(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         (mean, spread), sigma0 = self.denoise(x_t, sigma), self.slice.sigma0

@@ -32,7 +32,8 @@ from mrgen.scans.header import anonymous_header
 from mrgen.scans.scan import Geometry
 
 DEFINITIONS = (
-    "Against the coil combination |S^H F^H k| of the fully sampled scan (volume, slices), and against the RSS of its "
+    "Against the coil combination |S^H F^H k| of the fully sampled scan (volume, slices), with two sets of maps the root "
+    "of the sum of squares over them as in all images, and against the RSS of its "
     "whitened coil images (volume_rss), whose background is the noise of all coils; peak = maximum of the reference "
     "volume. psnr (dB), ssim and nmse without a fit, as in fastmri.evaluate; psnr_fit, ssim_fit and nmse_fit after the "
     "best scalar fit, of each slice or of the whole volume."
@@ -62,6 +63,8 @@ class Result:
     coils: int  # of the scan
     virtual_coils: int | None  # that they were compressed to
     coil_energy: list[float]  # share of each slice's calibration data that the virtual coils keep
+    map_sets: list[int]  # sets of coil maps of each slice
+    second_share: list[float | None]  # of each slice's calibration image, what a second set holds, where it was asked
     facts: list[dict[str, Any]]  # by slice: lambda, how it was chosen, and whether an iteration converged
     seed: int
     samples: int | None
@@ -208,6 +211,7 @@ def _report(result: Result) -> dict[str, Any]:
         },
         "noise": {"sigma0_scaled_units": result.sigma0, "from": result.noise_from},
         "coils": {"scan": result.coils, "virtual": result.virtual_coils, "energy_kept": result.coil_energy},
+        "coil_maps": {"sets": result.map_sets, "share_of_second_set": result.second_share},
         "recipe": result.recipe,
         "regularisation": result.facts,
         "seed": result.seed,
