@@ -24,7 +24,8 @@ of equal |k|. There are four choices:
 - `isotropic`: the same with P = sigma_d^2.
 
 With several sets of maps (mrgen.posterior.sets) x, D and E have an axis for them. The errors of all sets add up in the
-data, so those of one are E Lambda with an E whose sum over the sets has mean 1, and elsewhere its share of Lambda or P.
+data, so those of one are E Lambda with an E whose sum over the sets has mean 1, and elsewhere its share of Lambda or P;
+sigma_t^2 on all pixels of both, if they fill the matrix, is then Lambda = 2 sigma_t^2.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ class Proximal:
         self.support = slice_.support
         self.probe = probe(self.support) if local else None
         self.shares = 1.0 if local else power_shares(slice_)
+        self.filled = (self.support.sum() / slice_.kspace[0].numel()).clamp_min(1)  # matrices that the sets fill
         self.probed = 1  # so many of the first images have an E of their own
         self.operator = slice_.operator()
         self.adjoint_data = self.operator.adjoint(slice_.kspace)
@@ -98,9 +100,9 @@ class Proximal:
         residual = self.slice.kspace - self.operator.forward(mean)
         error = excess_power(residual, self.slice.sigma0)
         average = self.rings.average(error, 1e-3 * float(ceiling))
-        if self.slice.sets > 1:
-            average = self.shares * average.unsqueeze(-3)
-        return average.clamp_max(float(ceiling))
+        if self.slice.sets == 1:
+            return average.clamp_max(float(ceiling))
+        return self.shares * average.clamp_max(float(ceiling * self.filled)).unsqueeze(-3)
 
     def __call__(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         (mean, spread), sigma0 = self.denoise(x_t, sigma), self.slice.sigma0

@@ -63,8 +63,6 @@ class Result:
     coils: int  # of the scan
     virtual_coils: int | None  # that they were compressed to
     coil_energy: list[float]  # share of each slice's calibration data that the virtual coils keep
-    map_sets: list[int]  # sets of coil maps of each slice
-    second_share: list[float | None]  # of each slice's calibration image, what a second set holds, where it was asked
     facts: list[dict[str, Any]]  # by slice: lambda, how it was chosen, and whether an iteration converged
     seed: int
     samples: int | None
@@ -81,6 +79,8 @@ class Result:
     null_space: Array | None = None  # what the scan does not measure of the samples' complex mean, magnitude
     quantiles: dict[str, Array] = field(default_factory=dict)  # by name, of enough samples
     checks: list[dict[str, Any]] = field(default_factory=list)  # of each slice: mrgen.posterior.check
+    map_sets: list[int] = field(default_factory=list)  # sets of coil maps of each slice
+    second_share: list[float | None] = field(default_factory=list)  # what a second set holds of its calibration image
     read_samples: Callable[[int], Array] | None = None  # samples (n, y, x) of the i-th slice, where they are kept
     geometry_from: str | None = None  # what the images are placed by in the other formats; None: the raw data
 
