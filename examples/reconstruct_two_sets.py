@@ -6,10 +6,10 @@
 The middle slice, undersampled as `mrgen recon` does with the same R and seed 0. Truth is the coil images of the fully
 sampled scan, not their combination by one set of maps, which is wrong where two places share a pixel:
 
-- withheld: | k - F S x | / | k | over the lines that were left out, of all coils, and what noise alone would leave. For a
-  posterior x is the mean of the samples.
-- fold-over, elsewhere: | m - RSS | / | RSS | with m the magnitude that `mrgen recon` writes and RSS that of the coil images,
-  where the second set of the fully sampled scan has maps inside the object, and in the rest of the object.
+- withheld: | k - F S x | / | k | over the lines that were left out, of all coils, and what noise alone would leave. For
+  a posterior x is the mean of the samples.
+- fold-over, elsewhere: | m - RSS | / | RSS | with m the magnitude that `mrgen recon` writes and RSS that of the coil
+  images, where the second set of the fully sampled scan has maps inside the object, and in the rest of the object.
 - PSNR against the RSS, after the best scalar fit, in dB.
 - chosen: the number of sets that `--map-sets auto` takes.
 
@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -107,16 +106,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 folded = object_ & whole.support[1]
                 image, magnitude = images(slice_, load(Recipe, name), prior)
                 measured = left_out * whole.kspace * (slice_.sigma0 / whole.sigma0)  # in the units of the slice
-                error = float((measured - slice_.operator(left_out).forward(image)).norm() / measured.norm())
+                unexplained = float((measured - slice_.operator(left_out).forward(image)).norm() / measured.norm())
                 noise = slice_.sigma0 * float(left_out.expand(measured.shape).sum().sqrt() / measured.norm())
                 parts = [float((magnitude - rss)[a].norm() / rss[a].norm()) for a in (folded, object_ & ~folded)]
                 psnr = psnr_fit(magnitude.numpy(), rss.numpy())
-                cells = f"{error:.3f} ({noise:.3f}) | {parts[0]:.3f} | {parts[1]:.3f} | {psnr:.1f}"
+                cells = f"{unexplained:.3f} ({noise:.3f}) | {parts[0]:.3f} | {parts[1]:.3f} | {psnr:.1f}"
                 print(f"| {acceleration:g} | {name} | {sets} | {cells} |", flush=True)
                 shown |= {"RSS": rss, f"{name}, {sets} set{'s' * (sets > 1)}": magnitude}
         chosen = prepare_slice(raw, None, undersample=mask, noise=scan.noise, map_sets=None, keep_reference=False)
         share = f"a second set holds {chosen.second_share:.2%} of the calibration image"
-        print(f"\nR = {acceleration:g}: chosen {chosen.sets}, {share}; {float(folded.sum() / object_.sum()):.0%} folded\n")
+        print(
+            f"\nR = {acceleration:g}: chosen {chosen.sets}, {share}; {float(folded.sum() / object_.sum()):.0%} folded\n"
+        )
     if given.output:
         picture(given.output, shown, rss)
 

@@ -47,7 +47,7 @@ class MapSets(StrEnum):
     two = "2"
 
     @property
-    def count(self) -> int | None:
+    def number(self) -> int | None:
         """Their number; None where the scan decides."""
         return None if self is MapSets.auto else int(self.value)
 
@@ -283,7 +283,7 @@ def recon(
                 target,
                 calibration,
                 coils,
-                map_sets.count,
+                map_sets.number,
                 save_samples,
                 intervals,
                 check and recipe.draws,

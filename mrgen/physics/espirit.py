@@ -178,7 +178,7 @@ def espirit_maps(
 def second_share(acs: Tensor, sigma: float) -> float:
     """Share of the power of the image of `acs` (coil, ay, ax), noise std `sigma`, that a second set of maps holds.
 
-    It is found on the matrix of `acs`, which takes a small part of the time of the maps themselves. 0 for a single coil.
+    It is found on the matrix of `acs`, in a small part of the time that the maps take. 0 for a single coil.
     """
     if len(acs) < 2:
         return 0.0

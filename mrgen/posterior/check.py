@@ -100,4 +100,8 @@ def audit(slice_: Slice, samples: Tensor) -> tuple[Tensor, dict[str, Any]]:
     measured = measured_part(slice_, mean)
     share = float((mean.conj() * measured).real.sum() / mean.abs().square().sum().clamp_min(TINY))
     residual = sum(discrepancy(sample, slice_) for sample in samples) / len(samples)
-    return slice_.magnitude(mean - measured), {"measured_share": share, "null_space_share": 1 - share, "residual": residual}
+    return slice_.magnitude(mean - measured), {
+        "measured_share": share,
+        "null_space_share": 1 - share,
+        "residual": residual,
+    }

@@ -54,7 +54,7 @@ def inverse_rows(gram: Tensor) -> Tensor:
 class Preconditioner:
     """P^-1 for one slice and any q; call it as q (n, ky, kx), (ky, kx) or () -> (r (n, ky, kx) -> P^-1 r).
 
-    With several sets of maps q and r have an axis for them before the last two, and their matrices are as many times wider.
+    With several sets of maps q and r have an axis for them before the last two.
 
     `spread` is E^(1/2), (1, y, x), or None where it is 1. Of several q the first decides on r, so that the others hold
     no sway over an image's rounding.

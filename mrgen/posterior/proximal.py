@@ -63,7 +63,7 @@ class Proximal:
         draw: torch.Generator | None = None,
         draw_above: float = 0.0,
     ) -> None:
-        """`power` is P, (ky, kx), (set, ky, kx) or a scalar, or None for Lambda from the residual; without `local` E is 1.
+        """`power` is P, ([set,] ky, kx) or a scalar, or None for Lambda from the residual; without `local` E is 1.
 
         With `draw` a call returns a draw where sigma is above `draw_above`, and the mean elsewhere.
         """

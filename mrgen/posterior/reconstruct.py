@@ -109,7 +109,9 @@ def posterior_samples(
     sigmas = noise_levels(recipe.sigma_max, max(prior.sigma_min, slice_.sigma0 / 4), recipe.steps, recipe.grid)
     last = float(sigmas[-1])  # there the mean, as every sampler ends with it
     sigma_data = float(prior.metadata["sigma_data"])
-    denoise = guide(each_set(unconditional, slice_.sets), slice_, recipe, sigma_data=sigma_data, draw=draw, draw_above=last)
+    denoise = guide(
+        each_set(unconditional, slice_.sets), slice_, recipe, sigma_data=sigma_data, draw=draw, draw_above=last
+    )
     start = cg_sense(slice_, regularisation=0.01, iterations=START_ITERATIONS)
     start = start.expand(recipe.samples, *start.shape)
     with torch.inference_mode(), draws:

@@ -20,7 +20,7 @@ def each_set(prior: Denoise, sets: int) -> Denoise:
         return prior
 
     def denoise(x_t: Tensor, sigma: Tensor) -> Tensor:
-        return prior(x_t.flatten(0, 1), sigma.repeat_interleave(sets)).unflatten(0, (-1, sets))
+        return prior(x_t.flatten(0, 1), sigma.repeat_interleave(sets)).reshape(x_t.shape)
 
     return denoise
 

@@ -8,9 +8,9 @@ times the factor that best takes that RSS back to the RSS of the raw coils (leas
 place of y, the strongest virtual coils of the whitened calibration data (mrgen.physics.compression); p stays.
 
 One set of maps S serves an object that fits into the field of view. Where it wraps, two places share a pixel, and
-y = M F sum_m S_m x_m takes two (mrgen.physics.espirit). A head that fits leaves less than 0.03 % of the power of its
-calibration image to a second set, one that wraps 0.6 % or more (docs/results/2026-11-22-two-sets.md): the choice is made
-between.
+y = M F sum_m S_m x_m takes two (mrgen.physics.espirit). Objects that fit leave at most 0.03 % of the power of their
+calibration image to a second set, a head that wraps 0.16 % or more (docs/results/2026-11-22-two-sets.md): the choice is
+made between.
 """
 
 from __future__ import annotations

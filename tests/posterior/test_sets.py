@@ -205,7 +205,7 @@ def test_errors_of_the_sets_add_up_to_what_the_residual_shows() -> None:
     diagonal = torch.rand(2, 2, *SHAPE, generator=generator(11)) * torch.tensor([1.0, 0.2])[:, None, None]
     e = local_variance(diagonal, slice_.support)
     torch.testing.assert_close(e.sum(1).mean((1, 2)), torch.ones(2))
-    assert 2 < float((e[:, 0].mean() / e[:, 1].mean())) < 12
+    assert 2 < float(e[:, 0].mean() / e[:, 1].mean()) < 12
     shares = torch.as_tensor(power_shares(slice_)).flatten()
     assert float(shares.sum()) == pytest.approx(1)
     true = power().sum((1, 2)) / power().sum()
