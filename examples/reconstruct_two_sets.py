@@ -80,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("scan", type=Path, help="fully sampled scan of any format that mrgen reads")
     parser.add_argument("--R", type=float, nargs="+", default=[2.0, 3.0, 4.0], help="undersampling factors")
     parser.add_argument("--recipe", nargs="+", default=["sense", "l1-wavelet", "posterior"], help="names of recipes")
+    parser.add_argument("--center-fraction", type=float, help="of the lines; without it, fastMRI's for the R")
     parser.add_argument("--half-fov", action="store_true", help="leave out every other phase line")
     parser.add_argument("-o", "--output", type=Path, help="picture of the last R")
     given = parser.parse_args(arguments)
@@ -92,7 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("| R | recipe | sets | withheld (noise) | fold-over | elsewhere | PSNR |")
     print("|---|---|---|---|---|---|---|")
     for acceleration in given.R:
-        sampling = Sampling(acceleration=(acceleration,), center_fraction=default_center_fraction(acceleration))
+        fraction = given.center_fraction or default_center_fraction(acceleration)
+        sampling = Sampling(acceleration=(acceleration,), center_fraction=fraction)
         mask = undersampling_mask(scan, sampling, acceleration, 0, slice_index=0)
         shown: dict[str, Tensor] = {}
         for name in given.recipe:
