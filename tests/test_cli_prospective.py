@@ -87,4 +87,4 @@ def test_a_fastmri_test_file_gives_what_its_fully_sampled_scan_gives(mrgen, test
         image, same, full = found["reconstruction"][0], other["reconstruction"][0], other["reference"][0]
     assert np.linalg.norm(image - same) < 0.2 * np.linalg.norm(same)
     object_ = full > 0.2 * np.quantile(full, 0.99)
-    assert best_scale(image[object_], full[object_]) == pytest.approx(1, abs=0.03)
+    assert best_scale(image[object_], full[object_]) == pytest.approx(1, abs=0.05)

@@ -142,6 +142,9 @@ def test_the_matrices_of_the_solve_are_the_dense_ones() -> None:
     r = torch.randn(3, 2, *SHAPE, dtype=torch.complex128, generator=generator(4))
     spread = torch.rand(1, 2, *SHAPE, dtype=torch.float64, generator=generator(5))
     preconditioner, q = Preconditioner(slice_), torch.tensor(64.0, dtype=torch.float64)
+    by = spread.flatten()
+    local = (f @ (by[:, None] * (a.mH @ a) * by) @ f.mH).diagonal().real.reshape(2, *SHAPE)
+    torch.testing.assert_close(preconditioner(q / 64, spread)(r), r / (1 + local))
     for e in (None, spread):
         z, by = preconditioner(q, e)(r), 1 if e is None else e
         torch.testing.assert_close(z + 64 * fft2c(by * slice_.normal()(by * ifft2c(z))), r)
