@@ -1,7 +1,7 @@
 """Recipes with one and two sets of coil maps, on a fully sampled scan whose object wraps into the field of view.
 
     python examples/reconstruct_two_sets.py SCAN --R 2 3 4
-    python examples/reconstruct_two_sets.py examples/data/brain.h5 --half-fov --R 3 -o docs/figures/two_sets_recon.png
+    python examples/reconstruct_two_sets.py examples/data/brain.h5 --half-fov --R 2 -o out/two_sets.png
 
 The middle slice, undersampled as `mrgen recon` does with the same R and seed 0. Truth is the coil images of the fully
 sampled scan, not their combination by one set of maps, which is wrong where two places share a pixel:
@@ -71,7 +71,7 @@ def picture(path: Path, shown: dict[str, Tensor], rss: Tensor) -> None:
     for axis in axes.flat:
         axis.axis("off")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80, metadata={"Software": None})
+    figure.savefig(path, dpi=55, metadata={"Software": None})
     print(f"wrote {path}")
 
 
