@@ -25,6 +25,7 @@ from sigpy.mri import whiten
 from sigpy.mri.app import EspiritCalib
 
 from mrgen.physics.fourier import centre_pad, fft2c, grid
+from mrgen.prior.cache import Stored
 from mrgen.prior.data import Item, StoredItem, TrainingSet, item_of
 from mrgen.prior.train import train
 from mrgen.scans.open import open_scan
@@ -81,19 +82,16 @@ def preparation(scan_file: Path, devices: Sequence[str], sigpy: bool) -> None:
         print(f"prepare, sigpy on cpu: {1 / seconds(theirs):.3f} slices/s, {torch.get_num_threads()} threads for both")
 
 
-def forget(file: Path) -> None:
-    """Ask the system to drop the file from memory."""
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())
-        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
 class FromDisk(StoredItem):
-    """An item whose file is dropped from memory after each use."""
+    """An item that the system is asked to drop from memory after each use."""
 
-    def load(self, kspace: torch.Tensor, maps: torch.Tensor) -> None:
-        super().load(kspace, maps)
-        forget(self.scan.file)
+    def stored(self, pinned: bool = False) -> Stored:
+        stored = super().stored(pinned)
+        places = [of_part[self.n] for of_part in self.scan.places.values()]
+        with self.scan.file.open("rb") as opened:
+            for place in places:
+                os.posix_fadvise(opened.fileno(), place.offset, place.nbytes, os.POSIX_FADV_DONTNEED)
+        return stored
 
 
 def repeated(items: Sequence[Item | StoredItem], name: str) -> TrainingSet:

@@ -17,6 +17,8 @@ import pytest
 import torch
 
 from mrgen.cli import recon as recon_command
+from mrgen.review.calibration import Level, write_calibration
+from mrgen.settings import Recipe, load
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -32,6 +34,7 @@ def written(out: Path) -> dict[str, bytes]:
 
 
 OPTIONS = ["--R", 2, "--center-fraction", 0.25, "--recipe", "zero-filled", "--device", "cpu"]
+SAMPLING = ["--R", 2, "--center-fraction", 0.25, "--recipe", "gaussian", "--samples", 4, "--device", "cpu"]
 NIFTI = ["nifti/reconstruction.nii.gz", "nifti/zero_filled.nii.gz"]
 DICOM = ["dicom/1001_reconstruction/00001.dcm", "dicom/1001_reconstruction/00002.dcm"]
 
@@ -54,8 +57,59 @@ def test_recon_writes_every_format_and_export_the_same(mrgen, scan, tmp_path):
         assert (one.SOPInstanceUID, one.PixelData) == (two.SOPInstanceUID, two.PixelData)
 
 
-def test_nothing_of_the_header_that_identifies_is_in_any_output(mrgen, scan, tmp_path):
+@pytest.fixture
+def calibration(tmp_path) -> Path:
+    """A calibration file for the recipe of SAMPLING."""
+    recipe = load(Recipe, "gaussian").model_copy(update={"samples": 4})
+    level = Level(2, 2.0, 2.5, 1, 2, guaranteed=0.45, before=0.6, exact=0.7, after=None, rank_correlation=0.5, ause=0.1)
+    path = tmp_path / "calibration.json"
+    write_calibration(path, [level], share=0.9, recipe=recipe, recipe_name="gaussian", prior=None, mask="any", seed=0)
+    return path
+
+
+def test_flags_and_overlays_are_written_by_recon_and_export(mrgen, scan, calibration, tmp_path):
+    extra = ["--flag", 0.01, "--overlay"]
+    code, text, error = mrgen("recon", scan, *SAMPLING, "--calibration", calibration, *extra, "-o", tmp_path / "out")
+    assert code == 0, error
+    assert "flag    interval above 0.01 of the brightest tissue: regions in 2 of 2 slices" in text
+    files = written(tmp_path / "out/dicom")
+    folders = ["1001_mean", "1002_std", "1003_std_pm", "1004_flagged", "1005_overlay", "1006_interval"]
+    assert sorted({name.partition("/")[0] for name in files}) == [*folders, "1007_interval_pm"]
+    code, text, _ = mrgen("export", tmp_path / "out/Doe_Jane.h5", *extra, "-o", tmp_path / "again")
+    assert code == 0
+    assert "regions in 2 of 2 slices" in text
+    assert written(tmp_path / "again/dicom") == files
+    with h5py.File(tmp_path / "out/Doe_Jane.h5") as file:
+        interval = nibabel.load(tmp_path / "out/nifti/interval.nii.gz")
+        assert np.array_equal(np.asarray(interval.dataobj).T, file["interval"][()])
+
+
+def test_flag_wants_intervals_and_overlay_samples(mrgen, scan, tmp_path):
+    for options, match in (
+        (["--flag", 0.1], "--flag looks at calibrated intervals: add --calibration with a file of mrgen calibrate"),
+        (["--overlay"], "recipe 'zero-filled' draws no samples: leave out --overlay"),
+        (["--flag", 10], "--flag 10: expected a share of the brightest tissue between 0 and 1"),
+        (["--overlay", "--formats", "nifti"], "need dicom there"),
+    ):
+        code, _, error = mrgen("recon", scan, *OPTIONS, *options, "-o", tmp_path / "out")
+        assert (code, error.count("\n")) == (1, 1)
+        assert match in error
     assert mrgen("recon", scan, *OPTIONS, "-o", tmp_path / "out")[0] == 0
+    before = written(tmp_path / "out")
+    for options, match in (
+        (["--flag", 0.1], "Doe_Jane.h5: it holds no calibrated interval, which --flag looks at"),
+        (["--overlay"], "Doe_Jane.h5: it holds no std, which --overlay shows"),
+    ):
+        code, _, error = mrgen("export", tmp_path / "out/Doe_Jane.h5", *options)
+        assert (code, error.count("\n")) == (1, 1)
+        assert match in error
+    assert written(tmp_path / "out") == before
+
+
+def test_nothing_of_the_header_that_identifies_is_in_any_output(mrgen, scan, calibration, tmp_path):
+    extra = ["--flag", 0.01, "--overlay", "--dicom-samples", "--calibration", calibration]
+    assert mrgen("recon", scan, *SAMPLING, *extra, "-o", tmp_path / "out")[0] == 0
+    assert {"1004_flagged", "1005_overlay"} < {path.name for path in (tmp_path / "out/dicom").iterdir()}
     with h5py.File(scan) as file:
         root = ElementTree.fromstring(file["ismrmrd_header"][()])
         texts = {(e.text or "").strip() for e in root.iter()} | set(file.attrs.values())
@@ -85,7 +139,7 @@ def test_formats_are_chosen_and_stale_ones_go(mrgen, scan, tmp_path, formats):
         (["--patient-id", ""], "--patient-id: expected 1 to 64 printable characters"),
         (["--study-uid", "1.2.3"], "say with --patient-id to which"),
         (["--patient-id", "4711", "--study-uid", "1.02"], "expected a DICOM UID"),
-        (["--formats", "nifti", "--patient-id", "4711"], "need dicom among them"),
+        (["--formats", "nifti", "--patient-id", "4711"], "need dicom there"),
         (["--patient-id", "4711", "--reference-dicom", "none"], "--reference-dicom brings a patient and a study"),
         (["--reference-dicom", "none"], "expected a folder with the scanner's DICOM images"),
     ],

@@ -5,6 +5,7 @@ training and sampling; the scans stay). With N = `Size.updates`, every row has N
 
     oracle, gsure-*, ambient    N
     em-gsure                    N / 2 of gsure-fourier, then two rounds of N / 4
+    em-gsure-4                  N / 2 of gsure-fourier, then four rounds of N / 8; -ahead: the last two extrapolated
     em-gaussian                 round 1 from scratch, N / 2, then two rounds of N / 4
     diffem                      conditional networks: round 1 from scratch, 3 N / 8, then N / 4; the prior, 3 N / 8
 
@@ -47,7 +48,7 @@ class Size:
     em_recipe: str = "em"
     recipe: Recipe = field(default_factory=lambda: load(Recipe, "posterior"))
     l1_iterations: int = 100
-    sampling_processes: int = 6  # on a GPU
+    sampling_processes: int = 4  # on a GPU, in up to 14 GB each
 
 
 TINY = Size(
@@ -82,6 +83,7 @@ class Row:
     round_share: float = 0.25  # of the updates, for each further round
     diffem: bool = False
     gate: float | None = None  # None: the default
+    extrapolation: float = 0.0
     of: str | None = None  # the row whose prior it is, sampled in another way
     ensemble: int = 0
 
@@ -98,12 +100,14 @@ ROWS = {
         Row("em-gaussian", em=True, share=0.5, rounds=3),
         Row("diffem", em=True, share=0.375, rounds=2, diffem=True),
         Row("ensemble", of="gsure-fourier", ensemble=4),
+        Row("em-gsure-4", em=True, start="gsure-fourier-half", rounds=4, round_share=0.125),
+        Row("em-gsure-4-ahead", em=True, start="gsure-fourier-half", rounds=4, round_share=0.125, extrapolation=1.0),
         Row("em-gsure-ungated", em=True, start="gsure-fourier-half", rounds=2, gate=0.0),
     )
 }
 # What the headline compares comes first, in case the time is short.
 MAIN = ("em-gsure", "oracle", "gsure-fourier", "ensemble", "em-gaussian", "gsure-sense", "diffem", "ambient")
-ABLATION = ("em-gsure-ungated",)
+ABLATION = ("em-gsure-4-ahead", "em-gsure-4", "em-gsure-ungated")
 
 _NOMINAL = Scans("nominal")
 NOMINAL = Arm("nominal", _NOMINAL)
@@ -152,7 +156,8 @@ class Experiment:
     def protocol(self, row: Row, arm: Arm, seed: int) -> Protocol:
         size, base = self.size, load(Protocol, "head").model_copy(update=self.size.protocol)
         changes = {"steps": round(row.share * size.updates), "seed": seed, **row.training}
-        rounds = {"recipe": size.em_recipe, "updates": round(row.round_share * size.updates), **size.em}
+        updates = round(row.round_share * size.updates)
+        rounds = {"recipe": size.em_recipe, "updates": updates, "extrapolation": row.extrapolation, **size.em}
         if row.gate is not None:
             rounds["gate"] = row.gate
         return base.model_copy(

@@ -10,6 +10,7 @@ import typer
 from mrgen.errors import MrgenError
 from mrgen.review.export import DICOM, FORMATS, Exports, parse_formats
 from mrgen.review.figure import NOTICE
+from mrgen.review.flag import check_threshold
 from mrgen.review.identity import identity_of_options
 from mrgen.review.output import prepare_output_dir
 
@@ -22,18 +23,37 @@ ReferenceDicom = Annotated[
 PatientId = Annotated[str | None, typer.Option(help="Put this patient id into DICOM; without it, they are anonymous.")]
 StudyUid = Annotated[str | None, typer.Option(help="Put the DICOM series into this study of the patient.")]
 
+Flag = Annotated[
+    float | None,
+    typer.Option(
+        metavar="THRESHOLD",
+        help="A DICOM segmentation of where the calibrated interval is wider than this share of the brightest tissue.",
+    ),
+]
+Overlay = Annotated[bool, typer.Option("--overlay", help="A DICOM series of the std in colour over the mean.")]
+
 
 def chosen_exports(
-    formats: str, reference: Path | None, patient_id: str | None, study_uid: str | None, samples: bool
+    formats: str,
+    reference: Path | None,
+    patient_id: str | None,
+    study_uid: str | None,
+    samples: bool,
+    flag: float | None,
+    overlay: bool,
 ) -> Exports:
     """What these options ask for. Raises MrgenError for some that contradict each other."""
     chosen = parse_formats(formats)
     identity = identity_of_options(patient_id, study_uid)
-    if DICOM not in chosen and (samples or identity.real):
-        raise MrgenError(f"--formats {formats}: --dicom-samples, --patient-id and --study-uid need dicom among them")
+    if DICOM not in chosen and (samples or identity.real or flag is not None or overlay):
+        raise MrgenError(
+            f"--formats {formats}: --dicom-samples, --flag, --overlay, --patient-id and --study-uid need dicom there"
+        )
+    if flag is not None:
+        check_threshold(flag)
     if reference is not None and identity.real:
         raise MrgenError("--reference-dicom brings a patient and a study: leave out --patient-id and --study-uid")
-    return Exports(chosen, reference, identity, samples)
+    return Exports(chosen, reference, identity, samples, flag, overlay)
 
 
 def export(
@@ -48,9 +68,11 @@ def export(
     dicom_samples: Annotated[
         bool, typer.Option("--dicom-samples", help="A DICOM series of every sample, too.")
     ] = False,
+    flag: Flag = None,
+    overlay: Overlay = False,
 ) -> None:
     """Write NIfTI and DICOM files of a result that mrgen recon has left, as recon does."""
-    exports = chosen_exports(formats, reference_dicom, patient_id, study_uid, dicom_samples)
+    exports = chosen_exports(formats, reference_dicom, patient_id, study_uid, dicom_samples, flag, overlay)
     folder = out or result.parent
     prepare_output_dir(folder)
     for path in exports.write(folder, result, typer.echo):

@@ -17,7 +17,16 @@ import typer
 from torch import Tensor
 
 from mrgen.cli.common import Device, interruptible, progress_on_stderr
-from mrgen.cli.export import DEFAULT_FORMATS, Formats, PatientId, ReferenceDicom, StudyUid, chosen_exports
+from mrgen.cli.export import (
+    DEFAULT_FORMATS,
+    Flag,
+    Formats,
+    Overlay,
+    PatientId,
+    ReferenceDicom,
+    StudyUid,
+    chosen_exports,
+)
 from mrgen.cli.spread import check_lines, spread_lines
 from mrgen.errors import MrgenError
 from mrgen.physics.masks import PATTERNS, achieved_acceleration
@@ -243,6 +252,8 @@ def recon(
     dicom_samples: Annotated[
         bool, typer.Option("--dicom-samples", help="A DICOM series of every sample, too; keeps the samples.")
     ] = False,
+    flag: Flag = None,
+    overlay: Overlay = False,
     check: Annotated[
         bool, typer.Option(help="Hold the spread against withheld lines, which costs two more samples a slice.")
     ] = True,
@@ -257,11 +268,15 @@ def recon(
     """
     save_samples |= dicom_samples
     recipe = load_recipe(recipe_name, samples, prior_file, save_samples)
-    exports = chosen_exports(formats, reference_dicom, patient_id, study_uid, dicom_samples)
+    exports = chosen_exports(formats, reference_dicom, patient_id, study_uid, dicom_samples, flag, overlay)
     if len(scan_files) > 1 and (exports.reference is not None or exports.identity.real):
         raise MrgenError("several scans, but --reference-dicom, --patient-id and --study-uid are of one: take it alone")
     if interval_file is not None and not recipe.draws:
         raise MrgenError(f"recipe {recipe_name!r} draws no samples: leave out --calibration")
+    if flag is not None and interval_file is None:
+        raise MrgenError("--flag looks at calibrated intervals: add --calibration with a file of mrgen calibrate")
+    if overlay and not recipe.draws:
+        raise MrgenError(f"recipe {recipe_name!r} draws no samples: leave out --overlay")
     intervals = None if interval_file is None else read_calibration(interval_file)
     refuse_namesakes(scan_files)
     processes = join(device.resolve(), OTHERS_MAY_TAKE)

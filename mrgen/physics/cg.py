@@ -11,10 +11,21 @@ import torch
 from torch import Tensor
 
 
+def _real(a: Tensor) -> Tensor:
+    """The real numbers that a tensor is made of: of them Re <a, b> is the plain inner product."""
+    return torch.view_as_real(a.resolve_conj()) if a.is_complex() else a
+
+
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """<a, b> per item of the leading axis, real part, shaped to broadcast: (batch, 1, ..., 1)."""
-    product = (a.conj() * b).real if a.is_complex() else a * b
-    return product.flatten(1).sum(1).reshape(-1, *[1] * (a.ndim - 1))
+    return (_real(a) * _real(b)).flatten(1).sum(1).reshape(-1, *[1] * (a.ndim - 1))
+
+
+def _moved(a: Tensor, step: Tensor, b: Tensor, sign: int = 1) -> Tensor:
+    """a + sign step b, with one real step per item, in one pass over memory."""
+    if not a.is_complex():
+        return torch.addcmul(a, step, b, value=sign)
+    return torch.view_as_complex(torch.addcmul(_real(a), step.unsqueeze(-1), _real(b), value=sign))
 
 
 def conjugate_gradient(
@@ -34,24 +45,25 @@ def conjugate_gradient(
     <p, H p> <= floor <p, p>: with a floor below the smallest eigenvalue, that tells an H that is not what it should be.
     """
     apply = precondition or (lambda r: r)
-    x = torch.zeros_like(rhs) if start is None else start.clone()
-    r = rhs - normal(x) if start is not None else rhs.clone()
-    z = apply(r)
-    p = z
+    x = torch.zeros_like(rhs) if start is None else start
+    r = rhs if start is None else rhs - normal(start)
+    z = p = apply(r)
     rho = inner(r, z)
     limit = tolerance**2 * inner(rhs, rhs)
     sound = torch.ones_like(rho, dtype=torch.bool)
-    for _ in range(iterations):
+    for step in range(iterations):
         if tolerance > 0 and bool((inner(r, r) <= limit).all()):
             break
         q = normal(p)
         curvature = inner(p, q)
-        sound = sound & (curvature > floor * inner(p, p))
-        alpha = torch.where(sound, rho / curvature.clamp_min(1e-30), 0.0)
-        x = x + alpha * p
-        r = r - alpha * q
+        sound = sound & (curvature > (floor * inner(p, p) if floor else 0))
+        alpha = torch.where(sound, rho / curvature, 0)
+        x = _moved(x, alpha, p)
+        if step + 1 == iterations:
+            break
+        r = _moved(r, alpha, q, -1)
         z = apply(r)
         rho_next = inner(r, z)
-        p = z + torch.where(rho > 0, rho_next / rho.clamp_min(1e-30), 0.0) * p
+        p = _moved(z, torch.where(rho > 0, rho_next / rho, 0), p)
         rho = rho_next
     return x

@@ -8,8 +8,8 @@ Shapes name the trailing axes that an operator acts on; any leading batch axes p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from math import prod
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class LinearOperator:
 
     def dense(self) -> Tensor:
         """The matrix of the operator, complex128, (prod(range), prod(domain)); for small shapes only."""
-        basis = torch.eye(prod(self.domain), dtype=torch.complex128).reshape(-1, *self.domain)
+        basis = torch.eye(math.prod(self.domain), dtype=torch.complex128).reshape(-1, *self.domain)
         return torch.stack([self.forward(e).reshape(-1) for e in basis], dim=1)
 
 
@@ -125,6 +125,32 @@ class Mask(LinearOperator):
         return self.mask * y
 
 
+class Lines(LinearOperator):
+    """M F of coil images (..., coil, y, x) where only lines are sampled, without the others: (..., coil, ky, line).
+
+    One product with as many waves as there are lines takes the place of the Fourier transform along x, so that nothing
+    is computed at points that nobody has sampled. `mask` is (kx,).
+    """
+
+    def __init__(self, mask: Tensor, shape: Shape) -> None:
+        n = shape[-1]
+        self.columns = (mask > 0).nonzero().flatten()
+        k, x = self.columns - n // 2, torch.arange(n, device=mask.device) - n // 2
+        phase = (-2 * math.pi / n) * (x[:, None] * k % n).double()
+        self.waves = torch.polar(torch.full_like(phase, n**-0.5), phase)  # (x, line)
+        self.domain, self.range_ = tuple(shape), (*shape[:-1], len(k))
+
+    def forward(self, x: Tensor) -> Tensor:
+        along_y = torch.fft.ifftshift(x @ self.waves.to(x), dim=-2)
+        kspace: Tensor = torch.fft.fftshift(torch.fft.fft(along_y, dim=-2, norm="ortho"), dim=-2)
+        return kspace
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        along_y = torch.fft.ifft(torch.fft.ifftshift(y, dim=-2), dim=-2, norm="ortho")
+        image: Tensor = torch.fft.fftshift(along_y, dim=-2) @ self.waves.mH.to(y)
+        return image
+
+
 def sense(maps: Tensor, mask: Tensor, *, sets: bool = False) -> LinearOperator:
     """A = M F S for `maps` (..., coil, y, x) and `mask` broadcastable to (..., coil, ky, kx).
 
@@ -132,6 +158,18 @@ def sense(maps: Tensor, mask: Tensor, *, sets: bool = False) -> LinearOperator:
     """
     coils = CoilSets(maps) if sets else Coils(maps)
     return Mask(mask, coils.range_) @ Fourier(coils.range_) @ coils
+
+
+def sense_points(maps: Tensor, mask: Tensor, *, sets: bool = False) -> tuple[LinearOperator, Tensor | slice]:
+    """A = M F S as `sense(maps, mask, sets=sets)` has it, and which columns of k-space it gives.
+
+    Where only lines are sampled, `mask` (kx,), those are the sampled ones, (coil, ky, line); else all.
+    """
+    if mask.ndim > 1:
+        return sense(maps, mask, sets=sets), slice(None)
+    coils = CoilSets(maps) if sets else Coils(maps)
+    lines = Lines(mask, coils.range_)
+    return lines @ coils, lines.columns
 
 
 def line_gram(maps: Tensor, mask: Tensor, *, sets: bool = False) -> Tensor | None:
@@ -173,7 +211,7 @@ def sense_normal(maps: Tensor, mask: Tensor, *, sets: bool = False) -> Callable[
     """
     gram = line_gram(maps, mask, sets=sets)
     if gram is None:
-        return sense(maps, mask, sets=sets).normal
+        return _transforms(CoilSets(maps) if sets else Coils(maps), mask, (-2, -1))
     count = maps.shape[0] if sets else 1
 
     def normal(x: Tensor) -> Tensor:
@@ -187,13 +225,17 @@ def line_normal(maps: Tensor, mask: Tensor) -> Callable[[Tensor], Tensor]:
 
     `maps` is (batch, coil, y, x), `mask` (batch, 1, 1, kx), the images (batch, y, x). Along the readout the transforms
     cancel, and along x the rest is a circular convolution, which does not care where the origin is: one Fourier
-    transform each way along one axis, without shifts.
+    transform each way along one axis.
     """
-    lines, back = torch.fft.ifftshift(mask, dim=-1), maps.conj()
+    return _transforms(Coils(maps), mask, (-1,))
+
+
+def _transforms(coils: LinearOperator, mask: Tensor, axes: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+    """S^H F^H M F S with transforms along `axes` whose origin is a corner, not the centre: only M cares, in k-space."""
+    sampled = torch.fft.ifftshift(mask, dim=axes)
 
     def normal(x: Tensor) -> Tensor:
-        kspace = lines * torch.fft.fft(maps * x.unsqueeze(-3), dim=-1)
-        image: Tensor = (back * torch.fft.ifft(kspace, dim=-1)).sum(-3)
-        return image
+        kspace = torch.fft.fftn(coils.forward(x), dim=axes)
+        return coils.adjoint(torch.fft.ifftn(sampled * kspace, dim=axes))
 
     return normal

@@ -37,10 +37,10 @@ def zero_filled(slice_: Slice) -> Tensor:
 
 def cg_sense(slice_: Slice, regularisation: float, iterations: int) -> Tensor:
     """Least squares with a Tikhonov term, (y, x); few iterations regularise as well."""
-    operator = slice_.operator()
+    normal = slice_.normal()
     return conjugate_gradient(
-        lambda x: operator.normal(x) + regularisation * x,
-        operator.adjoint(slice_.kspace).unsqueeze(0),
+        lambda x: normal(x) + regularisation * x,
+        zero_filled(slice_).unsqueeze(0),
         iterations=iterations,
     )[0]
 

@@ -35,9 +35,9 @@ ROUNDS = ((30, _signed(0xBF58476D1CE4E5B9)), (27, _signed(0x94D049BB133111EB)), 
 SMALLEST = 2.0**-27  # stands for u = 0, whose neighbour is 2^-25
 
 
-def random_bits(seed: int, count: int, device: torch.device | str = "cpu") -> Tensor:
-    """The first `count` outputs of SplitMix64 for a 64-bit seed, int64 (count,)."""
-    z = torch.arange(1, count + 1, device=device).mul_(GAMMA).add_(_signed(seed))
+def random_bits(seed: int, numbers: Tensor) -> Tensor:
+    """Outputs of SplitMix64 for a 64-bit seed, int64 as `numbers`, of which 0 is the first."""
+    z = (numbers + 1).mul_(GAMMA).add_(_signed(seed))
     shifted = torch.empty_like(z)
     for shift, factor in ROUNDS:
         torch.bitwise_right_shift(z, shift, out=shifted).bitwise_and_(2 ** (64 - shift) - 1)  # int64 keeps the sign
@@ -46,11 +46,12 @@ def random_bits(seed: int, count: int, device: torch.device | str = "cpu") -> Te
 
 
 def complex_normal(bits: Tensor) -> Tensor:
-    """CN(0, 1), complex64, from 64 random bits each, (count,)."""
-    low, high = bits.view(torch.int32).reshape(-1, 2).unbind(-1)
+    """CN(0, 1), complex64, from 64 random bits each."""
+    low, high = bits.view(torch.int32).reshape(*bits.shape, 2).unbind(-1)
     u = low.float().mul_(2**-32).add_(0.5).clamp_min_(SMALLEST)
     v = high.float().mul_(2 * math.pi * 2**-32)
-    return torch.polar(u.log_().neg_().sqrt_(), v)
+    radius = u.log_().neg_().sqrt_()
+    return torch.complex(v.cos().mul_(radius), v.sin().mul_(radius))  # twice as fast as torch.polar
 
 
 class DrawPerSample(Draws):
@@ -65,16 +66,25 @@ class DrawPerSample(Draws):
         self.key = int(torch.randint(2**62, (), generator=source, device=source.device))
         self.draws = 0
 
-    def _bits(self, shape: Sequence[int], device: torch.device | str) -> Tensor:
-        seed = hashlib.sha256(f"{self.key} {self.draws}".encode()).digest()[:8]
+    def _seed(self) -> int:
+        digest = hashlib.sha256(f"{self.key} {self.draws}".encode()).digest()
         self.draws += 1
-        return random_bits(int.from_bytes(seed), math.prod(shape), device)
+        return int.from_bytes(digest[:8])
 
     def draw(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         device = kwargs.get("device", "cpu")
         if func is torch.randn and kwargs.get("dtype") == torch.complex64:
             (shape,) = args
-            return complex_normal(self._bits(shape, device)).reshape(shape)
+            return self.draw_columns(shape, slice(None), **kwargs)
         assert func is torch.randint, f"{func} with the generator of the samples"
         high, shape = args
-        return (self._bits(shape, device) >> 32 & 0x7FFFFFFF).remainder_(high).reshape(shape)
+        bits = random_bits(self._seed(), torch.arange(math.prod(shape), device=device))
+        return (bits >> 32 & 0x7FFFFFFF).remainder_(high).reshape(shape)
+
+    def draw_columns(self, shape: Sequence[int], columns: Tensor | slice, **kwargs: Any) -> Tensor:
+        assert kwargs.get("dtype") == torch.complex64, f"{kwargs.get('dtype')} with the generator of the samples"
+        n = shape[-1]
+        of_row = torch.arange(n, device=kwargs.get("device", "cpu"))[columns]
+        rows = torch.arange(math.prod(shape[:-1]), device=of_row.device)
+        numbers = (n * rows[:, None] + of_row).reshape(*shape[:-1], -1)
+        return complex_normal(random_bits(self._seed(), numbers))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -79,12 +80,20 @@ def network_steps(
             return [sample(slice_, prior, g) for slice_, g in zip(slices, generators, strict=True)]
         return several_samples(slices, prior, recipe, generators)
 
+    def extrapolate(prior: Prior, before: Prior, w: float) -> Prior:
+        def denoiser(x_t: Tensor, sigma: Tensor) -> Tensor:
+            now: Tensor = prior(x_t, sigma)
+            return now + w * (now - before(x_t, sigma))
+
+        return replace(prior, denoiser=denoiser)
+
     steps = Steps(
         partial(load_prior, device=device, amp=device != "cpu"),
         sample,
         partial(learn, protocol=rounds),
         condition=simple if diffem else None,
         finish=partial(learn, protocol=plain) if diffem else None,
+        extrapolate=extrapolate,
         several=several if device != "cpu" else None,  # there a batch is no faster than its items
     )
     settings = {

@@ -25,7 +25,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from mrgen.physics.cg import conjugate_gradient
-from mrgen.physics.fourier import fft2c
 from mrgen.posterior.jacobian import denoise_with_pullback
 from mrgen.posterior.proximal import Proximal
 from mrgen.prior.denoiser import Denoise
@@ -53,7 +52,7 @@ class Mmps:
         root = self.stationary.covariance(mean, sigma[0]).sqrt() / self.slice.sigma0
 
         def precondition(r: Tensor) -> Tensor:
-            image = self.stationary.solve(root, root * fft2c(a.adjoint(r)) / self.slice.sigma0)
+            image = self.stationary.solve(root, a.adjoint(r) / self.slice.sigma0)
             return (r - a.forward(image)) / self.slice.sigma0**2
 
         residual, noise = self.slice.kspace - a.forward(mean), self.slice.sigma0**2

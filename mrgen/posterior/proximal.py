@@ -30,14 +30,16 @@ sigma_t^2 on all pixels of both, if they fill the matrix, is then Lambda = 2 sig
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from mrgen.physics.cg import conjugate_gradient
-from mrgen.physics.fourier import fft2c, ifft2c
+from mrgen.physics.operators import sense_points
 from mrgen.posterior.local import local_variance
-from mrgen.posterior.precondition import Preconditioner
 from mrgen.posterior.sets import power_shares
+from mrgen.posterior.system import Map, System, from_centred, scaled, transform, transform_back, twice
 from mrgen.prior.denoiser import Denoise
 from mrgen.prior.objectives import complex_noise, denoise_with_slope, unit_phase
 from mrgen.prior.spectrum import Rings, excess_power
@@ -74,10 +76,13 @@ class Proximal:
         self.shares = 1.0 if local else power_shares(slice_)
         self.filled = (self.support.sum() / slice_.kspace[0].numel()).clamp_min(1)  # matrices that the sets fill
         self.probed = 1  # so many of the first images have an E of their own
-        self.operator = slice_.operator()
-        self.adjoint_data = self.operator.adjoint(slice_.kspace)
-        self.normal = slice_.normal()
-        self.preconditioner = Preconditioner(slice_)
+        self.shares = 1.0 if local else power_shares(slice_)
+        self.filled = (self.support.sum() / slice_.kspace[0].numel()).clamp_min(1)  # matrices that the sets fill
+        self.operator, self.columns = sense_points(slice_.maps, slice_.mask, sets=slice_.sets > 1)
+        self.data = slice_.kspace[..., self.columns]
+        self.adjoint_data = self.operator.adjoint(self.data)
+        self.system = System(slice_)
+        self.normal: Map = self.system.normal
         self.rings = Rings(slice_.mask, (slice_.kspace.shape[-2], slice_.kspace.shape[-1]))
 
     def denoise(self, x_t: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -97,33 +102,40 @@ class Proximal:
         ceiling = sigma.square()
         if self.power is not None:
             return ceiling * self.power / (self.power + ceiling)
-        residual = self.slice.kspace - self.operator.forward(mean)
-        error = excess_power(residual, self.slice.sigma0)
-        average = self.rings.average(error, 1e-3 * float(ceiling))
+        error = excess_power(self.data - self.operator.forward(mean), self.slice.sigma0)
+        average = self.rings.average(error, 1e-3 * ceiling)
         if self.slice.sets == 1:
-            return average.clamp_max(float(ceiling))
-        return self.shares * average.clamp_max(float(ceiling * self.filled)).unsqueeze(-3)
+            return average.clamp_max(ceiling)
+        return self.shares * average.clamp_max(ceiling * self.filled).unsqueeze(-3)
 
     def __call__(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         (mean, spread), sigma0 = self.denoise(x_t, sigma), self.slice.sigma0
         draw = self.draw if sigma[0] > self.draw_above else None
         root = self.covariance(mean, sigma[0]).sqrt() / sigma0
-        residual = self.adjoint_data - self.normal(mean)  # A^H (y - A D)
+        residual, noise = self.adjoint_data - self.normal(mean), None  # A^H (y - A D)
         if draw is not None:
-            noise = complex_noise(self.slice.kspace.expand(len(x_t), -1, -1, -1), draw)
-            residual = residual + sigma0 * self.operator.adjoint(noise)
-        rhs = root * fft2c(residual if spread is None else spread * residual) / sigma0
-        if draw is not None:
-            rhs = rhs + complex_noise(rhs, draw)
-        return self.support * (mean + self.solve(root, rhs, spread))
+            e = complex_noise(self.slice.kspace.expand(len(x_t), -1, -1, -1), draw, self.columns)
+            residual = residual + sigma0 * self.operator.adjoint(e)
+            noise = complex_noise(mean, draw)
+        return self.support * (mean + self.solve(root, residual / sigma0, spread, noise))
 
-    def solve(self, root: Tensor, rhs: Tensor, spread: Tensor | None = None) -> Tensor:
-        """B w (n, y, x), for `root` = Lambda^(1/2) / sigma0, `spread` = E^(1/2) and the right-hand side (n, ky, kx)."""
+    def solve(self, root: Tensor, image: Tensor, spread: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+        """B w (n, y, x) for the right-hand side B^H `image` / sigma0 + `noise`.
+
+        `image` (n, y, x) is A^H (y - A D) / sigma0, `root` Lambda^(1/2) / sigma0, `spread` E^(1/2); `noise` and `root`
+        are (n, ky, kx), centred.
+        """
+        shape = (image.shape[-2], image.shape[-1])
+        q = torch.fft.ifftshift(root.expand(*root.shape[:-2], *shape), dim=(-2, -1)).square()
+        normal, precondition = self.system(q, spread)
+        t = twice((q / math.prod(shape)).sqrt())
         e: Tensor | float = 1.0 if spread is None else spread
-        w = conjugate_gradient(
-            lambda w: root * fft2c(e * self.normal(e * ifft2c(root * w))) + w,
-            rhs,
-            iterations=self.iterations,
-            precondition=self.preconditioner(root.square(), spread),
-        )
-        return self.slice.sigma0 * e * ifft2c(root * w)
+        rhs = scaled(t, transform(e * image))
+        with torch._C.DisableTorchFunction():  # nothing is drawn here, and asking costs time with every operation
+            w = conjugate_gradient(
+                lambda w: w + scaled(t, transform(normal(transform_back(scaled(t, w))))),
+                rhs if noise is None else rhs + from_centred(noise),
+                iterations=self.iterations,
+                precondition=precondition,
+            )
+        return self.slice.sigma0 * e * transform_back(scaled(t, w))

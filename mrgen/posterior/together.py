@@ -7,7 +7,7 @@ covariance and random numbers stay those of each slice. Only the lowest noise le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,12 +15,20 @@ import torch
 from torch import Tensor
 
 from mrgen.physics.cg import conjugate_gradient
-from mrgen.physics.fourier import fft2c, ifft2c
 from mrgen.physics.operators import line_gram, line_normal
-from mrgen.posterior.precondition import fourier_diagonal, inverse_rows, local_gram
 from mrgen.posterior.proximal import Proximal, probe
 from mrgen.posterior.reconstruct import START_ITERATIONS, refuse_nan
 from mrgen.posterior.samplers import SAMPLERS, noise_levels
+from mrgen.posterior.system import (
+    Map,
+    fourier_diagonal,
+    inverse_rows,
+    local_gram,
+    scaled,
+    transform,
+    transform_back,
+    twice,
+)
 from mrgen.prior.denoiser import Denoise
 from mrgen.prior.draws import DrawPerItem
 from mrgen.prior.files import Prior
@@ -73,32 +81,41 @@ class Together(Proximal):
         self.draw, self.draw_above = draw, above
         self.support = (self.slice.maps != 0).any(1)
         self.probe, self.probed = probe(self.support) if local else None, len(slices)
-        self.operator = self.slice.operator()
-        self.adjoint_data = self.operator.adjoint(self.slice.kspace)
+        self.operator, self.columns = self.slice.operator(), slice(None)
+        self.data = self.slice.kspace
+        self.adjoint_data = self.operator.adjoint(self.data)
         self.normal = line_normal(self.slice.maps, self.slice.mask)
-        self.measured = fourier_diagonal(self.slice.maps, self.slice.mask[:, 0])
+        self.lines = torch.fft.ifftshift(self.slice.mask[:, 0], dim=-1)
+        self.measured = fourier_diagonal(self.slice.maps, self.lines)
         grams = [line_gram(s.maps, s.mask) for s in slices] if local else []
         self.gram = torch.stack(grams) if grams else None  # type: ignore[arg-type]
-        self.preconditioner = self.precondition  # type: ignore[assignment]
+        self.system = self.systems  # type: ignore[assignment]
         self.each = [Rings(s.mask, (s.kspace.shape[-2], s.kspace.shape[-1])) for s in slices]
         self.coils = torch.tensor([len(s.maps) for s in slices], device=self.slice.mask.device)[:, None, None]
 
     def covariance(self, mean: Tensor, sigma: Tensor) -> Tensor:
         """Lambda of each slice, (slice, ky, kx), about the denoised images `mean` (slice, y, x)."""
-        residual, ceiling = self.slice.kspace - self.operator.forward(mean), float(sigma.square())
+        residual, ceiling = self.data - self.operator.forward(mean), float(sigma.square())
         errors = residual.abs().square().sum(1) - self.coils * self.slice.sigma0**2
         averages = [rings.average(e, 1e-3 * ceiling) for rings, e in zip(self.each, errors, strict=True)]
         return torch.stack(averages).clamp_max(ceiling)
 
-    def precondition(self, q: Tensor, spread: Tensor | None) -> Callable[[Tensor], Tensor]:
-        """As `Preconditioner`, for q and E^(1/2) of each slice, (slice, ky, kx) and (slice, y, x)."""
+    def systems(self, q: Tensor, spread: Tensor | None) -> tuple[Map, Map]:
+        """As `System`, for q and E^(1/2) of each slice, (slice, ky, kx) and (slice, y, x)."""
         if spread is None or self.gram is None:
-            return lambda r: r / (1 + q * self.measured)
-        measured = fourier_diagonal(self.slice.maps * spread[:, None], self.slice.mask[:, 0])
+            diagonal = twice(1 / (1 + q * self.measured))
+            return self.normal, lambda r: scaled(diagonal, r)
+        measured = fourier_diagonal(self.slice.maps * spread[:, None], self.lines)
         number = q.log().mean((1, 2), keepdim=True).exp()
-        inverse = inverse_rows(number[..., None] * local_gram(self.gram, spread))
-        g = ((1 + q * measured) / (1 + number * measured)).sqrt()
-        return lambda r: fft2c((inverse @ ifft2c(r / g)[..., None])[..., 0]) / g
+        inverse = inverse_rows(local_gram(self.gram, spread), number[..., None])
+        points = q.shape[-2] * q.shape[-1]
+        g = twice(((1 + number * measured) / ((1 + q * measured) * points)).sqrt())
+
+        def precondition(r: Tensor) -> Tensor:
+            rows = inverse @ transform_back(scaled(g, r))[..., None]
+            return scaled(g, transform(rows[..., 0]))
+
+        return lambda v: spread * self.normal(spread * v), precondition
 
 
 def together_applies(recipe: Recipe) -> bool:

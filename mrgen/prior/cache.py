@@ -139,16 +139,40 @@ class _Place:
 
     offset: int
     shape: tuple[int, ...]
-    dtype: np.dtype[Any]
+    dtype: torch.dtype
 
     @classmethod
     def of(cls, dataset: h5py.Dataset) -> _Place:
-        return cls(dataset.id.get_offset() or 0, dataset.shape, dataset.dtype)
+        return cls(dataset.id.get_offset() or 0, dataset.shape, torch.from_numpy(np.empty(0, dataset.dtype)).dtype)
 
-    def read(self, file: Path) -> Tensor:
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self, file: Path, pinned: bool) -> Tensor:
         """The array, read beside other threads. Raises OSError, and ValueError where the file ends too early."""
-        flat = np.fromfile(file, self.dtype, math.prod(self.shape), offset=self.offset)
-        return torch.from_numpy(flat.reshape(self.shape))
+        array = torch.empty(self.shape, dtype=self.dtype, pin_memory=pinned)
+        with file.open("rb") as opened:
+            opened.seek(self.offset)
+            if opened.readinto(array.numpy().data) < self.nbytes:
+                raise ValueError("it ends too early")
+        return array
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is stored of a slice: parts of LARGE, and its mask."""
+
+    samples: Tensor
+    support: Tensor
+    maps: Tensor
+    mask: Tensor
+
+    def load(self, kspace: Tensor, maps: Tensor) -> None:
+        """Write k-space and maps into arrays (coil, y, x), on a GPU without waiting for it."""
+        for whole, where, values in ((kspace, self.mask.bool(), self.samples), (maps, self.support, self.maps)):
+            there, given = (t.to(whole.device, non_blocking=True) for t in (where, values))
+            whole.zero_().masked_scatter_(there, given)
 
 
 @dataclass(frozen=True)
@@ -192,18 +216,16 @@ class CachedScan:
     def __len__(self) -> int:
         return len(self.index)
 
-    def load(self, n: int, kspace: Tensor, maps: Tensor) -> None:
-        """Write k-space and maps of the nth slice that is stored into arrays (coil, y, x). Raises MrgenError."""
+    def stored(self, n: int, pinned: bool = False) -> Stored:
+        """What is stored of the nth slice; if `pinned`, where a GPU copies from by itself. Raises MrgenError."""
         with _reading(self.file):
-            samples, support, values = (self.places[part][n].read(self.file) for part in LARGE)
-        device = kspace.device
-        kspace.zero_()[..., self.mask[n].bool().to(device)] = samples.to(device)
-        maps.zero_()[..., support.to(device)] = values.to(device)
+            samples, support, maps = (self.places[part][n].read(self.file, pinned) for part in LARGE)
+        return Stored(samples, support, maps, self.mask[n])
 
     def read(self, n: int) -> Slice:
         """The nth slice that is stored, as it was prepared, without a reference. Raises MrgenError."""
         kspace, maps = torch.empty(2, *self.shape, dtype=torch.complex64)
-        self.load(n, kspace, maps)
+        self.stored(n).load(kspace, maps)
         return Slice(kspace, self.mask[n], maps, self.sigma0[n], self.scale[n], None, noise_from=self.noise_from[n])
 
 

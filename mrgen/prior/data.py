@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mrgen.errors import MrgenError
-from mrgen.prior.cache import CachedScan
+from mrgen.prior.cache import CachedScan, Stored
 from mrgen.prior.objectives import CleanBatch, MeasuredBatch, to_device
 from mrgen.prior.preparation import prepare_scans
 from mrgen.prior.weights import gsure_weights, line_probability
@@ -47,6 +47,11 @@ class Item:
     def shape(self) -> tuple[int, int]:
         return self.kspace.shape[-2], self.kspace.shape[-1]
 
+    def stored(self, pinned: bool = False) -> Item:
+        """Itself; it is where it is, so `pinned` changes nothing."""
+        del pinned
+        return self
+
     def load(self, kspace: Tensor, maps: Tensor) -> None:
         """Copy k-space and maps into arrays (coil, ky, kx)."""
         kspace.copy_(self.kspace)
@@ -64,7 +69,7 @@ def item_of(slice_: Slice, sampling: Sampling, acceleration: float | None = None
 
 @dataclass(frozen=True)
 class StoredItem:
-    """An `Item` in the cache: its large arrays are read straight into a batch."""
+    """An `Item` in the cache."""
 
     scan: CachedScan
     n: int
@@ -86,8 +91,9 @@ class StoredItem:
     def sigma0(self) -> float:
         return self.scan.sigma0[self.n]
 
-    def load(self, kspace: Tensor, maps: Tensor) -> None:
-        self.scan.load(self.n, kspace, maps)
+    def stored(self, pinned: bool = False) -> Stored:
+        """What the cache has of it, to `load` like an item; `pinned` as there."""
+        return self.scan.stored(self.n, pinned)
 
 
 @dataclass(frozen=True)
@@ -180,19 +186,19 @@ class TrainingSet:
         beside = torch.cuda.Stream(device) if device != "cpu" else None  # type: ignore[no-untyped-call]
         pool, readers = ThreadPoolExecutor(AHEAD, "batches"), ThreadPoolExecutor(READERS, "items")
 
-        def load(indices: list[int], positions: range) -> Share:
+        def load(indices: list[int], positions: range) -> tuple[Share, torch.cuda.Event | None]:
             with torch.cuda.stream(beside):
-                batch = to_device(self.collate(indices, positions or range(1), device, readers, beside), device)
+                batch = to_device(self.collate(indices, positions or range(1), device, readers), device)
             floors = torch.zeros(len(indices)) if self.floors is None else self.floors[indices]
-            return Share(batch, positions, floors)
+            return Share(batch, positions, floors), None if beside is None else beside.record_event()
 
         try:
             loading = deque(pool.submit(load, *share) for share in islice(order, AHEAD))
             for share in order:
                 loading.append(pool.submit(load, *share))
-                ready = loading.popleft().result()
-                if beside is not None:
-                    _hand_over(ready.items, beside)
+                ready, filled = loading.popleft().result()
+                if filled is not None:
+                    _hand_over(ready.items, filled)
                 yield ready
         finally:
             for threads in (pool, readers):
@@ -204,12 +210,11 @@ class TrainingSet:
         positions: range | None = None,
         device: str | None = None,
         readers: Executor | None = None,
-        stream: torch.cuda.Stream | None = None,
     ) -> MeasuredBatch | CleanBatch:
-        """One batch, or its items at `positions`; threads of `readers` load its items.
+        """One batch, or its items at `positions`; threads of `readers` read its items.
 
-        Its large arrays are filled on `device`, where the items are without one, on a GPU by work of `stream`. Fewer
-        coils than the batch has at most are padded with zeros, which changes nothing.
+        Its large arrays are filled on `device`, where the items are without one; a GPU may still be at it. Fewer coils
+        than the batch has at most are padded with zeros, which changes nothing.
         """
         whole = [self.items[i] for i in indices]
         chosen = [whole[p] for p in positions] if positions is not None else whole
@@ -220,12 +225,11 @@ class TrainingSet:
         shape = 2, len(items), coils, *self.shapes[indices[0]]
         kspace, maps = torch.empty(shape, dtype=torch.complex64, device=device or home)
 
-        def fill(row: int, item: Item | StoredItem) -> None:
-            with torch.cuda.stream(stream):
-                item.load(kspace[row, : item.coils], maps[row, : item.coils])
-                kspace[row, item.coils :] = maps[row, item.coils :] = 0
-
-        list((readers.map if readers else map)(fill, range(len(items)), items))  # waits, and raises what a thread did
+        # Readers do nothing else: Python's lock and the GPU's driver are for the thread that trains.
+        stored = (readers.map if readers else map)(lambda item: item.stored(kspace.is_cuda), items)
+        for row, (item, large) in enumerate(zip(items, stored, strict=True)):
+            large.load(kspace[row, : item.coils], maps[row, : item.coils])
+            kspace[row, item.coils :] = maps[row, item.coils :] = 0
         return MeasuredBatch(
             kspace=kspace,
             mask=torch.stack([i.mask for i in items])[:, None, None],
@@ -235,9 +239,9 @@ class TrainingSet:
         )
 
 
-def _hand_over(batch: MeasuredBatch | CleanBatch, beside: torch.cuda.Stream) -> None:
-    """Let the current stream use what the stream `beside` fills while it still computes."""
-    current = torch.cuda.current_stream(beside.device)
-    current.wait_stream(beside)
+def _hand_over(batch: MeasuredBatch | CleanBatch, filled: torch.cuda.Event) -> None:
+    """Let the current stream use, after `filled`, what another stream has filled."""
+    current = torch.cuda.current_stream(filled.device)
+    current.wait_event(filled)
     for field in fields(batch):
         getattr(batch, field.name).record_stream(current)

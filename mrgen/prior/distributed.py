@@ -7,6 +7,7 @@ that all make the same update of the same weights. Only the first process writes
 from __future__ import annotations
 
 import atexit
+import gc
 import hashlib
 import os
 import warnings
@@ -87,6 +88,15 @@ class Processes:
         return values
 
 
+def _leave() -> None:
+    """End the threads of gloo, which want Python's lock to free a tensor and abort the process if Python has ended.
+
+    They end with the last reference to their group; DistributedDataParallel holds some, in circles.
+    """
+    gc.collect()
+    distributed.destroy_process_group()
+
+
 def join(device: str, patience: timedelta = PATIENCE) -> Processes:
     """The processes that torchrun started (WORLD_SIZE, RANK and LOCAL_RANK are set), or this one alone."""
     device = local_device(device)
@@ -96,6 +106,6 @@ def join(device: str, patience: timedelta = PATIENCE) -> Processes:
         if device != "cpu":
             torch.cuda.set_device(device)
         distributed.init_process_group("gloo" if device == "cpu" else "nccl", timeout=patience)
-        atexit.register(distributed.destroy_process_group)
+        atexit.register(_leave)
     control = distributed.new_group(backend="gloo", timeout=patience)
     return Processes(device, distributed.get_rank(), distributed.get_world_size(), control)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, handle_torch_function
 
 from mrgen.prior.denoiser import Denoise
 
@@ -23,6 +23,14 @@ def stream(*key: int, device: str = "cpu") -> torch.Generator:
     """A generator seeded with a hash of `key`: other keys, independent numbers."""
     digest = hashlib.sha256(" ".join(map(str, key)).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8]))
+
+
+def randn_columns(shape: Sequence[int], columns: Tensor | slice, **kwargs: Any) -> Tensor:
+    """torch.randn(shape, **kwargs)[..., columns], of which a `Draws` need not compute the other columns."""
+    if torch._C._is_torch_function_mode_enabled():
+        drawn: Tensor = handle_torch_function(randn_columns, (), shape, columns, **kwargs)
+        return drawn
+    return torch.randn(shape, **kwargs)[..., columns]
 
 
 class Draws(TorchFunctionMode, ABC):
@@ -46,7 +54,14 @@ class Draws(TorchFunctionMode, ABC):
         kwargs = kwargs or {}
         if kwargs.get("generator") is not self.generator:
             return func(*args, **kwargs)
+        if func is randn_columns:
+            return self.draw_columns(*args, **kwargs)
         return self.draw(func, *args, **kwargs)
+
+    def draw_columns(self, shape: Sequence[int], columns: Tensor | slice, **kwargs: Any) -> Tensor:
+        """What `randn_columns` returns."""
+        drawn: Tensor = self.draw(torch.randn, shape, **kwargs)
+        return drawn[..., columns]
 
 
 class DrawPerItem(Draws):

@@ -24,6 +24,11 @@ DiffEM (arXiv 2510.12691) learns a conditional denoiser D(x_t, u, sigma) in each
 reconstruction: of x measured again, y' = A x + z, when it learns, and of the scan's own y when it draws, which needs no
 guidance then. From the last samples an unconditional prior is learned. Files of samples hold u as `condition`.
 
+What a prior believes in wrongly goes slowly, round after round in the same direction. So from the third round on, with
+`extrapolation` w, samples are drawn with D + w (D - D_before), where D_before is the denoiser of the round before, once
+more that way ahead; the next M-step brings it into one network again. Near a fixed point to which the error e of a
+round is rho e after the next, the way left is rho / (1 - rho) (D - D_before) (Aitken). Priors are scored as they are.
+
 A share of the lines of a few slices is withheld throughout and tells when to stop; see mrgen.prior.heldout.
 """
 
@@ -77,6 +82,8 @@ class Steps(Generic[P]):
     # DiffEM: a simple reconstruction (y, x) of a slice, and how to learn a prior from the last samples, as `maximise`
     condition: Callable[[Slice], Tensor] | None = None
     finish: Callable[[list[Path], Path, Path], None] | None = None
+    # what the prior and the one before it become with EM.extrapolation
+    extrapolate: Callable[[P, P, float], P] | None = None
     # `sample` for several slices at once, each with its generator, where that is faster
     several: Callable[[list[Slice], P, list[torch.Generator]], list[Tensor]] | None = None
 
@@ -188,7 +195,9 @@ def _expect(
     """The E-step for `cases` under the prior before round `number`, shared with other processes."""
     if all(run.samples(number, case).exists() for case in cases):
         return
-    prior = steps.load(run.prior(number - 1))
+    prior, w = steps.load(run.prior(number - 1)), run.settings.extrapolation
+    if w and steps.extrapolate and number > 2 and not withheld.issuperset(case.name for case in cases):
+        prior = steps.extrapolate(prior, steps.load(run.prior(number - 2)), w)
     size = SEVERAL if steps.several and not withheld.issuperset(case.name for case in cases) else 1
     groups = [cases[i : i + size] for i in range(0, len(cases), size)]  # the same in every process: one lock for each
     begun = spoken = time.monotonic()

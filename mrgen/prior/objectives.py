@@ -53,6 +53,7 @@ from mrgen.physics.cg import conjugate_gradient
 from mrgen.physics.fourier import fft2c, ifft2c
 from mrgen.physics.operators import line_normal, sense
 from mrgen.prior.denoiser import Denoise
+from mrgen.prior.draws import randn_columns
 from mrgen.settings import Training
 
 DIVERGENCE_RANGE = 1.0  # sigma_t / sigma0 up to which every item has its trace; it sets the cost, not the risk
@@ -85,9 +86,9 @@ def to_device(batch: MeasuredBatch | CleanBatch, device: str) -> MeasuredBatch |
     return type(batch)(**{f.name: getattr(batch, f.name).to(device, non_blocking=True) for f in fields(batch)})
 
 
-def complex_noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    """CN(0, 1) of the shape and type of `like`: E|n|^2 = 1."""
-    return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+def complex_noise(like: Tensor, generator: torch.Generator, columns: Tensor | slice = slice(None)) -> Tensor:
+    """CN(0, 1) of the shape and type of `like`: E|n|^2 = 1; of its last axis only the `columns`."""
+    return randn_columns(like.shape, columns, dtype=like.dtype, device=like.device, generator=generator)
 
 
 def uniform(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -24,12 +24,20 @@ def ring_position(shape: tuple[int, int]) -> Tensor:
 
 def spread_rings(profile: Tensor, rings: Tensor, position: Tensor) -> Tensor:
     """`profile` (..., ring), positive, of rising `rings` (ring,), at `position` (ky, kx): linear in its logarithm."""
-    logarithm = profile.log()
-    left = (torch.searchsorted(rings, position.floor().long().flatten(), right=True) - 1).clamp(0, len(rings) - 2)
+    return _between(profile, *_neighbours(rings, position))
+
+
+def _neighbours(rings: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each point the index of the ring before it, and how far on the way to the next one it lies, 0 to 1."""
+    left = (torch.searchsorted(rings, position.floor().long(), right=True) - 1).clamp(0, len(rings) - 2)
     start, stop = rings[left], rings[left + 1]
-    t = ((position.flatten() - start) / (stop - start)).clamp(0, 1)
+    return left, ((position - start) / (stop - start)).clamp(0, 1)
+
+
+def _between(profile: Tensor, left: Tensor, t: Tensor) -> Tensor:
+    logarithm = profile.log()
     between: Tensor = torch.lerp(logarithm[..., left], logarithm[..., left + 1], t).exp()
-    return between.reshape(*profile.shape[:-1], *position.shape)
+    return between
 
 
 class Rings:
@@ -48,21 +56,23 @@ class Rings:
         self.weights = weights.expand(shape)[self.sampled]
         self.count = self.total(torch.ones(shape, device=mask.device))
         self.known = (self.count > 0).nonzero().flatten()
+        self.count_known, self.neighbours = self.count[self.known], _neighbours(self.known, self.position)
 
     def total(self, values: Tensor) -> Tensor:
-        """Weighted sums of values (..., ky, kx) over the sampled points of each ring, (..., BINS)."""
-        terms = self.weights * values[..., self.sampled].to(self.weights)
+        """Weighted sums of values (..., ky, kx) or (..., ky, line) over the rings' sampled points, (..., BINS)."""
+        whole = values.shape[-2:] == self.position.shape
+        terms = self.weights * (values[..., self.sampled] if whole else values.flatten(-2)).to(self.weights)
         return torch.nn.functional.pad(terms, (0, 1))[..., self.members].sum(-1)
 
-    def average(self, values: Tensor, least: float) -> Tensor:
-        """Ring means of values (..., ky, kx), not below `least`, interpolated linearly in their logarithm."""
-        means = self.total(values)[..., self.known] / self.count[self.known]
-        return spread_rings(means.clamp_min(least), self.known, self.position)
+    def average(self, values: Tensor, least: float | Tensor) -> Tensor:
+        """Ring means of values as for `total`, not below `least`, interpolated linearly in their logarithm."""
+        means = self.total(values)[..., self.known] / self.count_known
+        return _between(means.clamp_min(least), *self.neighbours)
 
 
 def excess_power(kspace: Tensor, sigma0: float) -> Tensor:
     """sum_c |k_c|^2 less its noise, coils sigma0^2, (..., ky, kx), of k-space (..., coil, ky, kx)."""
-    return kspace.abs().square().sum(-3) - kspace.shape[-3] * sigma0**2
+    return torch.view_as_real(kspace).square().sum((-4, -1)) - kspace.shape[-3] * sigma0**2
 
 
 def power_spectrum(slice_: Slice) -> Tensor:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from mrgen import __version__
 from mrgen.errors import MrgenError
@@ -140,7 +140,7 @@ def score_result(result: Result, share: float) -> Scored:
         relative,
         len(image),
         result.acceleration,
-        float((relative <= norm.ppf((1 + share) / 2)).mean()),
+        float((relative <= ndtri((1 + share) / 2)).mean()),
         float((relative <= exact_factor(result.samples, share)).mean()),
         figures["rank_correlation"],
         figures["ause"],

@@ -1,15 +1,15 @@
-"""MR Image Storage, one file a slice, which every PACS shows: mean, std and single samples of a result.
+"""MR Image Storage, one file a slice, which every PACS shows: mean, std, interval and single samples of a result.
 
     stored value = round(s x),   s = 16000 / p99.9(mean),   0 to 32767
 
 with one s for all series of a result, so that a std of 800 beside a mean of 16000 is 5 %; RealWorldValueMapping holds
-1 / s. Everything that is the same in all objects of a result is in `Objects`, which the parametric map uses too.
+1 / s. Everything that is the same in all objects of a result is in `Objects`, which those of other classes use too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,10 +45,27 @@ class Role:
     image_type: tuple[str, str, str, str]
     name: str  # in SeriesDescription
     derivation: Code | None  # of the pixels from others
+    meaning: str = ""  # sentences at the beginning of DerivationDescription
+    settings: tuple[object, ...] = ()  # that the pixels depend on beside the result
+
+
+def interval_name(stored: Stored) -> str:
+    """The beginning of the name of a series with the interval, short as a SeriesDescription has to be."""
+    return f"marginal {stored.attributes['interval_coverage']:.0%}"
+
+
+def interval_meaning(stored: Stored) -> str:
+    """What a calibrated interval is, and is not."""
+    coverage, factor = (stored.attributes[f"interval_{name}"] for name in ("coverage", "factor"))
+    return (
+        f"Half-width of the calibrated {coverage:.0%} interval about the mean, {factor:.2f} x std. It is marginal: it "
+        f"covers {coverage:.0%} on average over scans and the pixels of the body, of no pixel in particular; and "
+        "in-distribution: of scans like those that it was calibrated with. A narrow interval does not mean correct. "
+    )
 
 
 def roles(stored: Stored) -> dict[str, Role]:
-    """The series of a result by the image that they show; std only where there are samples."""
+    """The MR series of a result by the image that they show; std and interval only where there are samples."""
     if stored.samples is None:
         image_type = ("DERIVED", "PRIMARY", "OTHER", "RECON")
         return {"reconstruction": Role(1001, "1001_reconstruction", image_type, "reconstruction", None)}
@@ -57,7 +74,12 @@ def roles(stored: Stored) -> dict[str, Role]:
     std = Role(
         1002, "1002_std", ("DERIVED", "SECONDARY", "OTHER", "STD_DEV"), f"std of {n}", codes.DCM.StandardDeviation
     )
-    return {"reconstruction": mean} | ({"std": std} if "std" in stored.images else {})
+    known = {"reconstruction": mean, "std": std}
+    if "interval" in stored.images:
+        image_type = ("DERIVED", "SECONDARY", "OTHER", "INTERVAL")
+        name = f"{interval_name(stored)} interval"
+        known["interval"] = Role(1006, "1006_interval", image_type, name, None, interval_meaning(stored))
+    return {name: role for name, role in known.items() if name in stored.images}
 
 
 def sample_role(number: int) -> Role:
@@ -121,7 +143,7 @@ class Objects:
         """A file with what is the same in every object, for the `instance` of the series with this role."""
         meta = FileMetaDataset()
         meta.MediaStorageSOPClassUID = UID(sop_class)
-        meta.MediaStorageSOPInstanceUID = UID(self.names.uid(role.folder, *instance))
+        meta.MediaStorageSOPInstanceUID = UID(self.names.uid(role.folder, *role.settings, *instance))
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
         ds = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
         ds.SpecificCharacterSet = "ISO_IR 192"
@@ -129,14 +151,14 @@ class Objects:
         for keyword, value in self.names.tags().items():
             setattr(ds, keyword, value)
         ds.Modality = "MR"
-        ds.SeriesInstanceUID = self.names.uid(role.folder)
+        ds.SeriesInstanceUID = self.names.uid(role.folder, *role.settings)
         ds.SeriesNumber = role.number
         ds.SeriesDescription = self.describe(role.name)
         ds.Manufacturer, ds.ManufacturerModelName = MANUFACTURER, "mrgen"
         ds.SoftwareVersions = self.stored.attributes["mrgen_version"]
         ds.ImageType = list(role.image_type)
         ds.ImageComments = self.notice
-        ds.DerivationDescription = self.derivation
+        ds.DerivationDescription = role.meaning + self.derivation
         ds.ContributingEquipmentSequence = list(self.equipment())
         ds.ContentDate = ds.InstanceCreationDate = f"{self.stored.created:%Y%m%d}"
         ds.ContentTime = ds.InstanceCreationTime = f"{self.stored.created:%H%M%S}"
@@ -149,6 +171,17 @@ class Objects:
         if not ds.get("PatientPosition"):
             ds.PatientPosition = "" if self.placement.nominal else self.sequence.patient_position or ""
         return ds
+
+    def adopt(self, made: Any, template: Dataset, role: Role) -> None:
+        """Put what `common` gave as `template` into an object that highdicom has made.
+
+        Of its own it takes the source images for the acquisition's equipment, and new UIDs and dates at every call.
+        """
+        for element in template:
+            if element.keyword not in ("SOPClassUID", "SOPInstanceUID", "ImageType"):
+                made[element.tag] = element
+        for item in (*made.DimensionOrganizationSequence, *made.DimensionIndexSequence):
+            item.DimensionOrganizationUID = self.names.uid(role.folder, *role.settings, "dimensions")
 
 
 def _one_line(text: str) -> str:
@@ -219,23 +252,23 @@ def mr_series(objects: Objects, volume: Volume, role: Role, sources: list[Datase
         yield ds
 
 
-def write_dicom(folder: Path, objects: Objects, samples: bool) -> list[Dataset]:
-    """Write every series of a result into folders of their own below `folder`, with those of `samples` on request.
+def write_dicom(folder: Path, objects: Objects, samples: bool) -> dict[str, list[Dataset]]:
+    """Write the MR series of a result into folders of their own below `folder`, with those of `samples` on request.
 
-    Returns the images of the reconstruction, which the others are made from.
+    Returns the series by the image that they show, as other objects are made from them.
     """
-    mean: list[Dataset] = []
+    written: dict[str, list[Dataset]] = {}
     for name, role in roles(objects.stored).items():
-        series = list(mr_series(objects, objects.stored.images[name], role, mean or None))
-        mean = mean or series
-        _save(folder / role.folder, series)
+        written[name] = list(mr_series(objects, objects.stored.images[name], role, written.get("reconstruction")))
+        save_series(folder / role.folder, written[name])
     for number in range(objects.stored.samples or 0) if samples else ():
         role = sample_role(number)
-        _save(folder / role.folder, list(mr_series(objects, objects.stored.sample(number), role)))
-    return mean
+        save_series(folder / role.folder, mr_series(objects, objects.stored.sample(number), role))
+    return written
 
 
-def _save(folder: Path, series: list[Dataset]) -> None:
+def save_series(folder: Path, series: Iterable[Dataset]) -> None:
+    """Write objects, one after the other, as 00001.dcm, 00002.dcm, ... by their number."""
     folder.mkdir()
     for ds in series:
         ds.save_as(folder / f"{int(ds.InstanceNumber):05d}.dcm", enforce_file_format=True)

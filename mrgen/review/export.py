@@ -36,6 +36,8 @@ class Exports:
     reference: Path | None = None  # a folder with the scanner's DICOM series of the same scan
     identity: Identity = ANONYMOUS
     samples: bool = False  # every posterior sample as a DICOM series
+    flag: float | None = None  # threshold of mrgen.review.flag, for a DICOM Segmentation
+    overlay: bool = False  # the std in colour over the mean as a DICOM series
 
     def check(self, out: Path, geometry: Geometry, count: int, total: int, matrix: tuple[int, int]) -> Placement:
         """The placement of `count` of `total` slices of `matrix` (y, x), as far as it is known before they are there.
@@ -80,6 +82,12 @@ class Exports:
         with naming(result):
             if self.samples and not stored.has_samples:
                 raise MrgenError("it holds no samples: reconstruct the scan with --save-samples")
+            if self.flag is not None and "interval" not in stored.images:
+                raise MrgenError(
+                    "it holds no calibrated interval, which --flag looks at: reconstruct the scan with --calibration"
+                )
+            if self.overlay and not (stored.samples and "std" in stored.images):
+                raise MrgenError("it holds no std, which --overlay shows: choose a recipe that draws samples")
             placement, identity = self._place(stored)
             self._check(placement)
         if placement.nominal:
@@ -93,7 +101,7 @@ class Exports:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
                 try:
-                    self._fill(partial, folder.name, stored, placement, names)
+                    self._fill(partial, folder.name, stored, placement, names, say)
                     shutil.rmtree(folder, ignore_errors=True)
                     partial.rename(folder)
                 finally:
@@ -113,19 +121,31 @@ class Exports:
         placement = place_by_reference(reference, stored.images["reconstruction"], first)
         return placement, reference.identity
 
-    def _fill(self, folder: Path, name: str, stored: Stored, placement: Placement, names: Names) -> None:
+    def _fill(
+        self, folder: Path, name: str, stored: Stored, placement: Placement, names: Names, say: Callable[[str], None]
+    ) -> None:
         if name == NIFTI:
             from mrgen.review.nifti import write_nifti
 
             write_nifti(folder, stored, placement)
-        else:
-            from mrgen.review.dicom import Objects, write_dicom
-            from mrgen.review.parametric_map import write_parametric_map
+            return
+        from mrgen.review.dicom import Objects, save_series, write_dicom
+        from mrgen.review.parametric_map import write_parametric_maps
 
-            objects = Objects(stored, placement, names)
-            mean = write_dicom(folder, objects, self.samples)
-            if "std" in stored.images:
-                write_parametric_map(folder, objects, mean)
+        objects = Objects(stored, placement, names)
+        series = write_dicom(folder, objects, self.samples)
+        mean = series["reconstruction"]
+        write_parametric_maps(folder, objects, mean)
+        if self.flag is not None:
+            from mrgen.review.segmentation import write_segmentations
+
+            count = write_segmentations(folder, objects, self.flag, mean)
+            found = f"regions in {count} of {len(mean)} slices" if count else "no region, so no segmentation is written"
+            say(f"flag    interval above {self.flag:g} of the brightest tissue: {found}")
+        if self.overlay:
+            from mrgen.review.overlay import ROLE, overlay_series
+
+            save_series(folder / ROLE.folder, overlay_series(objects, mean, series["std"]))
 
 
 def _own(folder: Path, name: str) -> None:

@@ -17,7 +17,7 @@ from mrgen.review.figure import NOTICE
 from mrgen.review.geometry import Placement
 from mrgen.review.stored import Stored, Volume
 
-NAMES = {"reconstruction": "mean", "std": "std", "zero_filled": "zero_filled"}
+NAMES = {"reconstruction": "mean", "std": "std", "zero_filled": "zero_filled", "interval": "interval"}
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SHORT_NOMINAL = "NOMINAL GEOMETRY, L/R UNVERIFIED. "  # with the notice, within the 80 characters of `descrip`
 

@@ -1,8 +1,8 @@
-"""The std as a DICOM Parametric Map: float32, in the units of the input, all slices of a volume in one object.
+"""std and interval as DICOM Parametric Maps: float32, in the units of the input, all slices of a volume in one object.
 
-highdicom makes the object; what was found with it and with readers of such maps is put right here: its frames descend
-along e_x x e_y, and dcmqi believes their order rather than their positions; dcmqi wants a FrameAnatomySequence; the
-source images are taken for the acquisition's equipment; UIDs and dates differ at every call.
+highdicom makes the object; what was found with it and with readers of such maps is put right here and in
+`Objects.adopt`: its frames descend along e_x x e_y, and dcmqi believes their order rather than their positions; dcmqi
+wants a FrameAnatomySequence.
 """
 
 from __future__ import annotations
@@ -17,26 +17,35 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ParametricMapStorage
 
-from mrgen.review.dicom import MANUFACTURER, Objects, Role, coded
-from mrgen.review.stored import Volume
+from mrgen.review.dicom import MANUFACTURER, Objects, Role, coded, interval_meaning, interval_name
+from mrgen.review.stored import Stored
 
-ROLE = Role(
-    1003, "1003_std_pm", ("DERIVED", "PRIMARY", "VOLUME", "STD_DEVIATION"), "std map", codes.DCM.StandardDeviation
-)
-_PERCENTILE = 99.9  # of the std, that the window reaches up to
-_UIDS = "SOPClassUID", "SOPInstanceUID", "ImageType"  # that highdicom has set already
+_PERCENTILE = 99.9  # of the map, that the window reaches up to
 
 
-def parametric_map(objects: Objects, volume: Volume, sources: list[Dataset], number: int) -> Any:
-    """The map of one volume (slice, y, x), `number` of its series, made from the images `sources`, one a slice."""
-    template = objects.common(ParametricMapStorage, ROLE, number)
+def map_roles(stored: Stored) -> dict[str, Role]:
+    """The maps of a result by the image that they hold."""
+    kind = "DERIVED", "PRIMARY", "VOLUME"
+    known = {"std": Role(1003, "1003_std_pm", (*kind, "STD_DEVIATION"), "std map", codes.DCM.StandardDeviation)}
+    if "interval" in stored.images:
+        name = f"{interval_name(stored)} int. map"
+        known["interval"] = Role(
+            1007, "1007_interval_pm", (*kind, "MULTIPLICATION"), name, None, interval_meaning(stored)
+        )
+    return {name: role for name, role in known.items() if name in stored.images}
+
+
+def parametric_map(objects: Objects, name: str, slices: slice, sources: list[Dataset], number: int) -> Any:
+    """The map of `slices` of the image `name`, `number` of its series; `sources` are the images of the mean."""
+    role, volume = map_roles(objects.stored)[name], objects.stored.images[name][slices]
+    template = objects.common(ParametricMapStorage, role, number)
     top = float(np.percentile(volume, _PERCENTILE)) or 1.0
     largest = max(float(volume.max()), top)
     made: Any = ParametricMap(
-        sources,
+        sources[slices],
         np.ascontiguousarray(volume, np.float32),
         series_instance_uid=template.SeriesInstanceUID,
-        series_number=ROLE.number,
+        series_number=role.number,
         sop_instance_uid=template.SOPInstanceUID,
         instance_number=number,
         manufacturer=MANUFACTURER,
@@ -44,8 +53,8 @@ def parametric_map(objects: Objects, volume: Volume, sources: list[Dataset], num
         software_versions=template.SoftwareVersions,
         device_serial_number="none",
         contains_recognizable_visual_features=True,  # of a head; nobody has looked
-        image_flavor=ROLE.image_type[2],
-        derived_pixel_contrast=ROLE.image_type[3],
+        image_flavor=role.image_type[2],
+        derived_pixel_contrast=role.image_type[3],
         real_world_value_mappings=[
             RealWorldValueMapping(
                 lut_label="INPUT_UNITS",
@@ -59,17 +68,12 @@ def parametric_map(objects: Objects, volume: Volume, sources: list[Dataset], num
         voi_lut_transformations=[
             highdicom.VOILUTTransformation(window_center=top / 2, window_width=top, voi_lut_function="LINEAR_EXACT")
         ],
-        content_label="STD",
-        content_description=ROLE.name,
+        content_label=name.upper(),
+        content_description=role.name,
         content_creator_name="mrgen^",
-        derivation=ROLE.derivation,
+        derivation=role.derivation,
     )
-    for element in template:
-        if element.keyword not in _UIDS:
-            made[element.tag] = element
-    made.DimensionOrganizationSequence[0].DimensionOrganizationUID = objects.names.uid(ROLE.folder, "dimensions")
-    for item in made.DimensionIndexSequence:
-        item.DimensionOrganizationUID = made.DimensionOrganizationSequence[0].DimensionOrganizationUID
+    objects.adopt(made, template, role)
     made.SharedFunctionalGroupsSequence[0].FrameAnatomySequence = [_anatomy()]
     _ascend(made, objects)
     return made
@@ -95,15 +99,16 @@ def _ascend(made: Any, objects: Objects) -> None:
         frame.FrameContentSequence[0].DimensionIndexValues = place
 
 
-def write_parametric_map(folder: Path, objects: Objects, sources: list[Dataset]) -> None:
-    """Write the std's map, an object for each volume, into a folder of its own below `folder`.
+def write_parametric_maps(folder: Path, objects: Objects, sources: list[Dataset]) -> None:
+    """Write the maps of a result, an object for each volume, into folders of their own below `folder`.
 
     `sources` are the images of the mean, one a slice.
     """
-    target = folder / ROLE.folder
-    target.mkdir()
-    volumes = objects.placement.volumes()
-    for number, chosen in enumerate(volumes, start=1):
-        part = slice(chosen.start, chosen.stop)
-        made = parametric_map(objects, objects.stored.images["std"][part], sources[part], number)
-        made.save_as(target / ("std.dcm" if len(volumes) == 1 else f"std_{number:05d}.dcm"), enforce_file_format=True)
+    for name, role in map_roles(objects.stored).items():
+        target = folder / role.folder
+        target.mkdir()
+        volumes = objects.placement.volumes()
+        for number, chosen in enumerate(volumes, start=1):
+            made = parametric_map(objects, name, slice(chosen.start, chosen.stop), sources, number)
+            file = f"{name}.dcm" if len(volumes) == 1 else f"{name}_{number:05d}.dcm"
+            made.save_as(target / file, enforce_file_format=True)

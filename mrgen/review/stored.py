@@ -19,7 +19,7 @@ from mrgen.scans.files import check_file, hdf5, stored_text
 from mrgen.scans.scan import Geometry
 
 Volume = NDArray[np.float32]
-SERIES = ("reconstruction", "std", "zero_filled")  # the images that leave mrgen
+SERIES = ("reconstruction", "std", "zero_filled", "interval")  # the images that leave mrgen
 _NEEDED = ("recipe", "R", "seed", "first_slice", "scan_slices", "mrgen_version")
 
 
@@ -80,7 +80,8 @@ def read_stored(path: Path) -> Stored:
         if len({image.shape for image in images.values()}) > 1:
             raise MrgenError("its images differ in shape: reconstruct the scan again")
         attributes = {name: _plain(value) for name, value in file.attrs.items()}
-        missing = [name for name in _NEEDED if name not in attributes]
+        needed = _NEEDED + ("interval" in images) * ("interval_coverage", "interval_factor")
+        missing = [name for name in needed if name not in attributes]
         if missing:
             raise MrgenError(f"it lacks {', '.join(missing)}: an older mrgen wrote it; reconstruct the scan again")
         header = stored_text(file["ismrmrd_header"], "ismrmrd_header") if "ismrmrd_header" in file else None

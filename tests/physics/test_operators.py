@@ -12,7 +12,18 @@ import torch
 from torch import Tensor
 
 from mrgen.physics.fourier import AXES
-from mrgen.physics.operators import Coils, Composition, Fourier, LinearOperator, Mask, line_normal, sense, sense_normal
+from mrgen.physics.operators import (
+    Coils,
+    Composition,
+    Fourier,
+    LinearOperator,
+    Lines,
+    Mask,
+    line_normal,
+    sense,
+    sense_normal,
+    sense_points,
+)
 
 Shape = tuple[int, ...]
 Factory = Callable[[Shape, torch.dtype], LinearOperator]
@@ -40,6 +51,7 @@ FACTORIES: dict[str, Factory] = {
     "fourier": lambda s, d: Fourier(s),
     "fourier of coil images": lambda s, d: Fourier((COILS, *s)),
     "coils": lambda s, d: Coils(complex_normal((COILS, *s), d)),
+    "lines": lambda s, d: Lines(line_mask(s)[0], (COILS, *s)),
     "mask of lines": lambda s, d: Mask(line_mask(s), s),
     "mask of points": lambda s, d: Mask(point_mask(s), (COILS, *s)),
     "composition": lambda s, d: Fourier((COILS, *s)) @ Coils(complex_normal((COILS, *s), d)),
@@ -148,6 +160,17 @@ def test_the_fast_normal_operator_is_that_of_sense(
     assert (fast.shape, fast.dtype) == (x.shape, dtype)
     assert close(fast, sense(maps, mask).normal(x))
     assert close(sense_normal(maps, mask)(x[2:3])[0], fast[2]), "a batch is its items"
+
+
+@pytest.mark.parametrize("make_mask", [lambda s: line_mask(s)[0], point_mask], ids=["(kx)", "2-D"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_sampled_columns_are_those_of_sense(size: Shape, make_mask: Callable[[Shape], Tensor]) -> None:
+    maps, mask, x = complex_normal((COILS, *size)), make_mask(size), complex_normal((4, *size), seed=1)
+    operator, columns = sense_points(maps, mask)
+    whole = sense(maps, mask).forward(x)
+    assert close(operator.forward(x), whole[..., columns])
+    assert close(operator.adjoint(whole[..., columns]), sense(maps, mask).adjoint(whole))
+    assert whole[..., columns].norm() == pytest.approx(float(whole.norm()))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

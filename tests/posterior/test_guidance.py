@@ -16,9 +16,9 @@ from mrgen.posterior.dps import Dps
 from mrgen.posterior.fourier import ClosedForm
 from mrgen.posterior.guidance import GUIDANCE, guide
 from mrgen.posterior.mmps import Mmps
-from mrgen.posterior.precondition import Preconditioner, fourier_diagonal
 from mrgen.posterior.proximal import Proximal
 from mrgen.posterior.samplers import GRIDS, SAMPLERS
+from mrgen.posterior.system import System, fourier_diagonal, transform, transform_back
 from mrgen.prior.spectrum import power_spectrum
 from mrgen.scans.scan import Slice
 from mrgen.settings import Recipe
@@ -103,8 +103,8 @@ def test_ten_iterations_are_within_a_percent_of_the_converged_answer() -> None:
         return ifft2c(p / (p + sigma[0].square()) * fft2c(x_t))
 
     converged = Proximal(wiener, slice_, p, iterations=1000)(x_t, sigma)
-    full, diagonal = (Proximal(wiener, slice_, p, iterations=10) for _ in range(2))
-    diagonal.preconditioner.gram = None
+    points = replace(slice_, mask=slice_.mask.expand(32, 32))
+    full, diagonal = (Proximal(wiener, scan, p, iterations=10) for scan in (slice_, points))
     error, plain = (float((d(x_t, sigma) - converged).norm() / converged.norm()) for d in (full, diagonal))
     assert error < 0.01
     assert plain > 0.1
@@ -115,10 +115,14 @@ def test_the_preconditioner_is_exact_for_one_number() -> None:
     slice_ = sense_scan()
     r = torch.randn(2, 32, 32, dtype=torch.complex128, generator=torch.Generator().manual_seed(1))
     spread = torch.rand(1, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    preconditioner, q = Preconditioner(slice_), torch.tensor(4.0**3, dtype=torch.float64)
+    system, q, points = System(slice_), torch.tensor(4.0**3, dtype=torch.float64), 32 * 32
     for e in (None, spread, spread.flip(1)):
-        z, by = preconditioner(q, e)(r), 1 if e is None else e
-        torch.testing.assert_close(z + 64 * fft2c(by * slice_.operator().normal(by * ifft2c(z))), r)
+        normal, precondition = system(q, e)
+        z, by = precondition(r), 1 if e is None else e
+        image = transform_back(z) / points
+        exact = slice_.operator().normal(by * image)
+        torch.testing.assert_close(normal(image), by * exact)
+        torch.testing.assert_close(z + 64 * transform(by * exact), r)
 
 
 def test_the_closed_form_is_the_proximal_solve() -> None:

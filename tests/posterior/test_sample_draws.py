@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from scipy import stats
 from torch import Tensor
 
 from mrgen.posterior.draws import DrawPerSample, complex_normal, random_bits
+from mrgen.prior.draws import DrawPerItem, Draws
+from mrgen.prior.objectives import complex_noise
 
 
 def draw(n: int, shape: tuple[int, ...] = (50, 60), times: int = 1, seed: int = 3, device: str = "cpu") -> Tensor:
@@ -23,8 +26,8 @@ def test_the_bits_are_those_of_the_published_generator() -> None:
     """The first five numbers of seed 1234567 of Vigna's reference program, splitmix64.c."""
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423,
                 4593380528125082431, 16408922859458223821]  # fmt: skip
-    assert [z % 2**64 for z in random_bits(1234567, 5).tolist()] == expected
-    assert torch.equal(random_bits(2**64 - 1, 3), random_bits(-1, 3))
+    assert [z % 2**64 for z in random_bits(1234567, torch.arange(5)).tolist()] == expected
+    assert torch.equal(random_bits(2**64 - 1, torch.arange(3)), random_bits(-1, torch.arange(3)))
 
 
 def test_the_noise_is_complex_normal() -> None:
@@ -36,6 +39,33 @@ def test_the_noise_is_complex_normal() -> None:
     assert abs((noise[:, 1:] * noise[:, :-1].conj()).mean()) < 4.5 / math.sqrt(noise.numel())
     assert (noise @ noise.mH / 1e5 - torch.eye(4)).abs().max() < 4.5 / math.sqrt(1e5)
     assert abs(noise.square().mean()) < 4.5 / math.sqrt(noise.numel())
+
+
+@pytest.mark.parametrize("columns", [torch.tensor([0, 3, 59]), slice(None)])
+def test_columns_are_those_of_all_the_noise(columns: Tensor | slice, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From whatever the generator of the samples, of a batch, or of torch is."""
+    like, computed = torch.empty((2, 50, 60), dtype=torch.complex64), []
+
+    def counted(seed: int, numbers: Tensor) -> Tensor:
+        computed.append(numbers.numel())
+        return random_bits(seed, numbers)
+
+    monkeypatch.setattr("mrgen.posterior.draws.random_bits", counted)
+    contexts: list[Callable[[], Draws]] = [
+        lambda: DrawPerSample(torch.Generator().manual_seed(3)),
+        lambda: DrawPerItem(torch.Generator(), [torch.Generator().manual_seed(i) for i in range(2)]),
+    ]
+    for context in contexts:
+        found = []
+        for wanted in (columns, slice(None)):
+            with context() as draws:
+                found.append(complex_noise(like, draws.generator, wanted))
+        assert torch.equal(found[0], found[1][..., columns])
+        assert found[1].std() > 0.9
+        assert not torch.equal(found[1][0], found[1][1])
+    assert computed == [like[..., columns].numel(), like.numel()], "those of a sample alone, and no others"
+    own, whole = (complex_noise(like, torch.Generator().manual_seed(1), c) for c in (columns, slice(None)))
+    assert torch.equal(own, whole[..., columns])
 
 
 def test_the_ends_of_the_range_are_finite() -> None:

@@ -16,10 +16,10 @@ from mrgen.posterior.baselines import cg_sense, l1_wavelet, total_variation, zer
 from mrgen.posterior.check import withheld_ratio
 from mrgen.posterior.guidance import guide
 from mrgen.posterior.local import local_variance
-from mrgen.posterior.precondition import Preconditioner, fourier_diagonal
 from mrgen.posterior.proximal import Proximal
 from mrgen.posterior.samplers import decoupled, noise_levels
 from mrgen.posterior.sets import each_set, power_shares
+from mrgen.posterior.system import System, fourier_diagonal, transform, transform_back
 from mrgen.prior.objectives import complex_noise
 from mrgen.scans.scan import Slice
 from mrgen.settings import Recipe
@@ -135,19 +135,25 @@ def test_penalties_solve_for_all_sets_together(method) -> None:
 
 def test_the_matrices_of_the_solve_are_the_dense_ones() -> None:
     slice_ = case()[0]
-    a, f = slice_.operator().dense(), torch.block_diag(*[Fourier(SHAPE).dense()] * 2)
-    dense = (f @ a.mH @ a @ f.mH).diagonal().real.reshape(2, *SHAPE)
-    torch.testing.assert_close(fourier_diagonal(slice_.maps, slice_.mask), dense)
-    # q = 4^3 everywhere: then the preconditioner is the system itself
+    part = replace(slice_, maps=slice_.maps * (torch.arange(10) > torch.tensor([[[[1]]], [[[6]]]])))
     r = torch.randn(3, 2, *SHAPE, dtype=torch.complex128, generator=generator(4))
     spread = torch.rand(1, 2, *SHAPE, dtype=torch.float64, generator=generator(5))
-    preconditioner, q = Preconditioner(slice_), torch.tensor(64.0, dtype=torch.float64)
-    by = spread.flatten()
-    local = (f @ (by[:, None] * (a.mH @ a) * by) @ f.mH).diagonal().real.reshape(2, *SHAPE)
-    torch.testing.assert_close(preconditioner(q / 64, spread)(r), r / (1 + local))
-    for e in (None, spread):
-        z, by = preconditioner(q, e)(r), 1 if e is None else e
-        torch.testing.assert_close(z + 64 * fft2c(by * slice_.normal()(by * ifft2c(z))), r)
+    for s in (slice_, part):
+        a, f = s.operator().dense(), torch.block_diag(*[Fourier(SHAPE).dense()] * 2)
+        dense = (f @ a.mH @ a @ f.mH).diagonal().real.reshape(2, *SHAPE)
+        torch.testing.assert_close(fourier_diagonal(s.maps, s.mask), dense)
+        # q = 1 leaves the diagonal, 4^3 everywhere the system itself
+        system, q, by = System(s), torch.tensor(64.0, dtype=torch.float64), spread.flatten()
+        local = (f @ (by[:, None] * (a.mH @ a) * by) @ f.mH).diagonal().real.reshape(2, *SHAPE)
+        centred = torch.fft.fftshift(system(q / 64, spread)[1](r), dim=(-2, -1))
+        torch.testing.assert_close(centred, torch.fft.fftshift(r, dim=(-2, -1)) / (1 + local))
+        for e in (None, spread):
+            normal, precondition = system(q, e)
+            z, by_e = precondition(r), 1 if e is None else e
+            image = transform_back(z) / N
+            exact = by_e * s.operator().normal(by_e * image)
+            torch.testing.assert_close(normal(image), exact)
+            torch.testing.assert_close(z + 64 * transform(exact), r)
 
 
 @pytest.mark.parametrize("sigma", [0.03, 0.3, 3.0])

@@ -136,33 +136,43 @@ def test_em_recovers_the_covariance(tmp_path: Path) -> None:
     assert abs(log[-1]["noise_kept"]) < 4 < 16 < log[0]["noise_kept"]
 
 
-def law(rounds: int, p: float, s2: float, power: float, eta: float = 1) -> list[float]:
-    """P of rounds 0, 1, ... in a fully measured direction where E|y|^2 = `power`."""
+def law(rounds: int, p: float, s2: float, power: float, eta: float = 1, w: float = 0, plain: float = 0) -> list[float]:
+    """P of rounds 0, 1, ... in a fully measured direction where E|y|^2 = `power`.
+
+    A share `plain` of the scans, those that lines are withheld of, is drawn without extrapolation by `w`.
+    """
     found = [p]
-    for _ in range(rounds):
-        after = p * s2 / (p + s2) + (p / (p + s2)) ** 2 * power
-        p = p + eta * (after - p)
+
+    def step(q: float) -> float:
+        return q * s2 / (q + s2) + (q / (q + s2)) ** 2 * power
+
+    for number in range(1, rounds + 1):
+        ahead = p + w * (p - found[-2]) if number > 2 else p
+        p += eta * (plain * step(p) + (1 - plain) * step(ahead) - p)
         found.append(p)
     return found
 
 
-def test_noise_that_a_prior_believes_in_goes_only_slowly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("w", [0.0, 0.5])
+def test_noise_that_a_prior_believes_in_goes_only_slowly(tmp_path: Path, w: float) -> None:
     """P' = P + (P / (P + s^2))^2 (C - P) with C = 0 where all is measured; P' = P where nothing is."""
     lines = torch.tensor([1.0, 0, 1, 1, 1, 1]).double()  # line 0 is withheld now and then
     cases = toy(torch.zeros(N, N, dtype=torch.complex128), 60, sigma0=1.0, lines=lines)
-    run = run_in(tmp_path, cases, torch.eye(N, dtype=torch.complex128), held_out_slices=20)
+    run = run_in(tmp_path, cases, torch.eye(N, dtype=torch.complex128), held_out_slices=4, extrapolation=w)
 
     def diagonal(files: list[Path], before: Path, target: Path) -> None:  # of the priors that are stationary
         x = torch.cat([read_samples(file) for file in files]).to(torch.complex128)
         save(target, F.mH @ torch.diag(fft2c(x).abs().square().mean(0).flatten() + 0j) @ F)
 
-    log = expectation_maximisation(
-        run, Steps(load_covariance, draw(8), diagonal), 6, tmp_path / "out.safetensors", silent
-    )
+    def extrapolate(c: Tensor, before: Tensor, w: float) -> Tensor:
+        return c + w * (c - before)
+
+    steps = Steps(load_covariance, draw(8), diagonal, extrapolate=extrapolate)
+    log = expectation_maximisation(run, steps, 6, tmp_path / "out.safetensors", silent)
     assert len(log) == 7
     spectra = [(F @ load_covariance(run.prior(r)) @ F.mH).diagonal().real.reshape(SHAPE).mean(0) for r in range(1, 7)]
     power = sum(float(case.read().kspace[..., 2:].abs().square().mean()) for case in cases) / len(cases)
-    assert [float(p[2:].mean()) for p in spectra] == pytest.approx(law(6, 1, 1, power)[1:], rel=0.06)
+    assert [float(p[2:].mean()) for p in spectra] == pytest.approx(law(6, 1, 1, power, w=w, plain=4 / 60)[1:], rel=0.06)
     assert float(spectra[5][1]) == pytest.approx(1, rel=0.3)
     far = law(1000, 1, 1, 1)
     assert far[1000] == pytest.approx((2 * 1000) ** -0.5, rel=0.05)

@@ -103,3 +103,28 @@ def test_the_command_prepares_and_trains_with_two_processes(start: Start, tmp_pa
     assert len(list((tmp_path / "cache").glob("*.h5"))) == 3
     assert (tmp_path / "prior.samples.png").read_bytes().startswith(b"\x89PNG")
     assert load_prior(tmp_path / "prior.safetensors").metadata["steps_done"] == 3
+
+
+LEAVES = """
+import atexit, os
+from pathlib import Path
+
+def threads():
+    print([Path(f"/proc/self/task/{task}/comm").read_text() for task in os.listdir("/proc/self/task")])
+
+atexit.register(threads)
+from mrgen.prior.distributed import join
+threads()
+circle = [join("cpu")]
+circle.append(circle)
+circle[0].any(True)
+threads()
+del circle
+"""
+
+
+def test_the_threads_of_gloo_end_before_python(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    text, _ = start("-c", LEAVES).communicate(timeout=60)
+    assert ["gloo" in line for line in text.splitlines() if line.startswith("[")] == [False, True, False], text

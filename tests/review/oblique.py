@@ -12,6 +12,11 @@ from mrgen.scans.scan import Geometry
 
 SLICES, ROWS, COLUMNS = 5, 24, 17
 MARKERS = [(3 + 2 * i, 12 - i) for i in range(SLICES)]  # (row, column) in each slice
+WIDE = [(i, 8 + i + k, 3) for i in (0, 2, 3) for k in range(6)] + [
+    (i, 8 + i, 3 + k) for i in (0, 2, 3) for k in range(1, 9)
+]
+SPECK = [(1, 15 + k % 2, 5 + k // 2) for k in range(8)]  # smaller than what is flagged
+FLAG = 0.2  # a threshold between the interval there and elsewhere
 HEADER = """<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><measurementInformation><patientPosition>HFS</patientPosition>
 </measurementInformation><acquisitionSystemInformation><systemVendor>SIEMENS</systemVendor><systemModel>Skyra</systemModel>
 <systemFieldStrength_T>2.89</systemFieldStrength_T></acquisitionSystemInformation><encoding><encodedSpace><matrixSize>
@@ -62,9 +67,23 @@ def images(slices: int = SLICES) -> dict[str, np.ndarray]:
     }
 
 
-def write_result(path: Path, geometry: Geometry, samples: int | None = 4, **attributes: object) -> Path:
+def interval(slices: int = SLICES) -> np.ndarray:
+    """Half-width of the interval (slice, y, x): 2 std, and half of the brightest tissue in WIDE and SPECK."""
+    half = 2 * images(slices)["std"]
+    for i, row, column in WIDE + SPECK:
+        if i < slices:
+            half[i, row, column] = 0.5 * np.percentile(images(slices)["reconstruction"][i], 99)
+    return half
+
+
+def write_result(
+    path: Path, geometry: Geometry, samples: int | None = 4, calibrated: bool = False, **attributes: object
+) -> Path:
     """The .h5 file of a result as mrgen recon writes it."""
     volumes = images(len(geometry.positions or range(SLICES)))
+    if calibrated:
+        volumes["interval"] = interval(len(volumes["std"]))
+        attributes = {"interval_coverage": 0.9, "interval_factor": 2.0} | attributes
     with h5py.File(path, "w") as file:
         for name, volume in volumes.items():
             if samples is not None or name != "std":

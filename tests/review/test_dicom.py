@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from dataclasses import replace
-from pathlib import Path
 
 import highdicom
 import nibabel
@@ -14,42 +12,16 @@ import numpy as np
 import oblique
 import pydicom
 import pytest
+from exporting import DICOM, KINDS, export, needs, objects, run, series
 
-from mrgen.review.export import Exports
 from mrgen.review.identity import identity_of_options
 from mrgen.scans.scan import Geometry
 
 RAS = np.array([-1, -1, 1])
 NOTICE = "RESEARCH USE ONLY - NOT FOR DIAGNOSTIC USE"
 SERIES = {"1001_mean": "reconstruction", "1002_std": "std"}
-
-
-def needs(program: str, package: str) -> None:
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} is not installed: it comes with the Debian package {package}")
-
-
-def run(*command: object) -> str:
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, timeout=60)
-    return done.stdout + done.stderr
-
-
-def series(out: Path, folder: str) -> list[pydicom.Dataset]:
-    return [pydicom.dcmread(path) for path in sorted((out / "dicom" / folder).iterdir())]
-
-
-def objects(out: Path) -> list[pydicom.Dataset]:
-    return [pydicom.dcmread(path) for path in sorted((out / "dicom").rglob("*.dcm"))]
-
-
-DICOM = Exports(formats=("dicom",))
-
-
-def export(folder: Path, geometry: Geometry, exports: Exports = DICOM, **options: object) -> Path:
-    folder.mkdir(exist_ok=True)
-    oblique.write_result(folder / "scan.h5", geometry, **options)
-    exports.write(folder, folder / "scan.h5", print)
-    return folder
+INTERVAL = {"1006_interval": "interval"}
+MAPS = {"1003_std_pm/std.dcm": lambda: oblique.images()["std"], "1007_interval_pm/interval.dcm": oblique.interval}
 
 
 @pytest.mark.parametrize("kind", ["oblique", "nominal", "no samples", "repetitions"])
@@ -59,13 +31,15 @@ def test_validators_find_nothing(exported, tmp_path, kind):
     if kind == "oblique":
         out = exported()
     elif kind == "nominal":
-        out = export(tmp_path / "out", Geometry())
+        out = export(tmp_path / "out", Geometry(), replace(DICOM, **KINDS), calibrated=True)
     elif kind == "no samples":
         out = export(tmp_path / "out", geometry, samples=None)
     else:
-        out = export(tmp_path / "out", replace(geometry, positions=geometry.positions[:2] * 2))
+        geometry = replace(geometry, positions=geometry.positions[:2] * 2)
+        out = export(tmp_path / "out", geometry, replace(DICOM, **KINDS), calibrated=True)
+        assert len(list((out / "dicom/1004_flagged").iterdir())) == 2
     files = sorted((out / "dicom").rglob("*.dcm"))
-    chosen = [path for path in files if path.name in ("00001.dcm", "00004.dcm") or "std" in path.name]
+    chosen = [path for path in files if path.name == "00001.dcm" or not path.stem.isdecimal()]
     for path in chosen:  # dciodvfy exits with 0 whatever it finds
         complaints = [line for line in run("dciodvfy", path).splitlines() if line.startswith(("Error", "Warning"))]
         assert not complaints, path
@@ -113,16 +87,17 @@ def test_dcm2niix_and_our_nifti_agree_in_the_world(exported, tmp_path, folder, r
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_the_float_map_is_bit_identical_and_in_its_place(exported, reverse):
-    image = highdicom.imread(exported(reverse) / "dicom/1003_std_pm/std.dcm")
+@pytest.mark.parametrize("name", list(MAPS))
+def test_the_float_map_is_bit_identical_and_in_its_place(exported, name, reverse):
+    image = highdicom.imread(exported(reverse) / "dicom" / name)
     volume = image.get_volume()
-    true = oblique.images()["std"]
-    for row, column, i in [(0, 0, 0), (23, 1, 4), (7, 16, 2), (3, 12, 3)]:
+    true = MAPS[name]()
+    for row, column, i in [(0, 0, 0), (23, 1, 4), (7, 16, 2), (3, 12, 3), (8, 5, 0)]:
         voxel = np.linalg.solve(volume.affine, [*oblique.world(row, column, i, reverse), 1])[:3]
         np.testing.assert_allclose(voxel, voxel.round(), atol=1e-4)
         assert np.float32(volume.array[tuple(voxel.round().astype(int))]) == true[i, row, column]
 
-    ds = pydicom.dcmread(exported(reverse) / "dicom/1003_std_pm/std.dcm")
+    ds = pydicom.dcmread(exported(reverse) / "dicom" / name)
     frames = ds.PerFrameFunctionalGroupsSequence
     positions = np.array([f.PlanePositionSequence[0].ImagePositionPatient for f in frames], float)
     shared = ds.SharedFunctionalGroupsSequence[0]
@@ -163,9 +138,9 @@ def test_dcmqi_reads_the_map_in_its_place(exported, tmp_path, reverse):
 
 
 def test_one_scale_through_all_series(exported):
-    images, slopes = oblique.images(), set()
+    images, slopes = oblique.images() | {"interval": oblique.interval()}, set()
     samples = {f"110{k + 1}_sample": images["reconstruction"] * np.float32(1 + 0.01 * k) for k in (0, 1)}
-    for folder, true in {**{f: images[name] for f, name in SERIES.items()}, **samples}.items():
+    for folder, true in {**{f: images[n] for f, n in (SERIES | INTERVAL).items()}, **samples}.items():
         for ds, image in zip(series(exported(), folder), true, strict=True):
             slope = ds.RealWorldValueMappingSequence[0].RealWorldValueSlope
             slopes.add(slope)
@@ -236,24 +211,35 @@ def test_the_notice_is_in_every_object(exported, tmp_path):
 def test_uids_follow_from_the_content(exported, tmp_path):
     first = objects(exported())
     uids = [ds.SOPInstanceUID for ds in first]
-    assert len(set(uids)) == len(uids) == 5 * 4 + 1
+    assert len(set(uids)) == len(uids) == 6 * 5 + 2 + 1
     assert all(pydicom.uid.UID(uid).is_valid for uid in uids)
     for shared in ("StudyInstanceUID", "FrameOfReferenceUID", "PatientID"):
-        assert len({ds[shared].value for ds in first}) == 1
-    assert len({ds.SeriesInstanceUID for ds in first}) == 5
-    both = replace(DICOM, samples=True)
-    again = export(tmp_path / "again", oblique.oblique(), both, samples=2)
+        assert len({ds[shared].value for ds in first if shared in ds}) == 1
+    assert len({ds.SeriesInstanceUID for ds in first}) == 9
+    both, options = replace(DICOM, **KINDS), {"samples": 2, "calibrated": True}
+    again = export(tmp_path / "again", oblique.oblique(), both, **options)
     assert [ds.SOPInstanceUID for ds in objects(again)] == uids
     both.write(tmp_path, again / "scan.h5", print)
     for path in sorted((again / "dicom").rglob("*.dcm")):
         assert path.read_bytes() == (tmp_path / path.relative_to(again)).read_bytes()
     real = replace(both, identity=identity_of_options("4711", "1.2.3"))
     for other in (
-        export(tmp_path / "seed", oblique.oblique(), both, samples=2, seed=4),
-        export(tmp_path / "place", replace(oblique.oblique(), thickness=2.5), both, samples=2),
-        export(tmp_path / "patient", oblique.oblique(), real, samples=2),
+        export(tmp_path / "seed", oblique.oblique(), both, **options, seed=4),
+        export(tmp_path / "place", replace(oblique.oblique(), thickness=2.5), both, **options),
+        export(tmp_path / "patient", oblique.oblique(), real, **options),
     ):
         assert not {ds.SOPInstanceUID for ds in objects(other)} & set(uids)
+
+
+def test_the_interval_is_named_for_what_it_is(exported):
+    for ds in (*series(exported(), "1006_interval"), *series(exported(), "1007_interval_pm")):
+        assert "marginal 90% int" in ds.SeriesDescription
+        for words in ("marginal", "in-distribution", "2.00 x std", "does not mean correct"):
+            assert words in ds.DerivationDescription
+    first = series(exported(), "1006_interval")[0]
+    assert (first.SeriesNumber, list(first.ImageType)) == (1006, ["DERIVED", "SECONDARY", "OTHER", "INTERVAL"])
+    map_ = series(exported(), "1007_interval_pm")[0]
+    assert (map_.SeriesNumber, map_.ContentLabel, map_.ImageType[3]) == (1007, "INTERVAL", "MULTIPLICATION")
 
 
 def test_nobody_is_identified_unless_asked_for(exported, tmp_path):

@@ -23,6 +23,7 @@ pynetdicom = pytest.importorskip("pynetdicom", reason="pynetdicom speaks to a PA
 requests = pytest.importorskip("requests", reason="requests speaks to a PACS")
 pytest.importorskip("dicomweb_client", reason="dicomweb-client speaks to a PACS")
 
+CLASSES = {"MR Image Storage", "Parametric Map Storage", "Segmentation Storage", "Secondary Capture Image Storage"}
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 
 
@@ -100,7 +101,7 @@ def test_orthanc_gives_back_what_was_sent(exported, orthanc, way):
         outcomes = send(files, transmit, retries=0)
         assert [(o.path, o.stored, o.status) for o in outcomes] == [(path, True, "") for path in files]
     found = requests.get(f"{url}/instances", timeout=10).json()
-    assert len(found) == len(files) == 4 * oblique.SLICES + 1
+    assert len(found) == len(files) == 6 * oblique.SLICES + 3
     back = {}
     for name in found:
         ds = pydicom.dcmread(pydicom.filebase.DicomBytesIO(requests.get(f"{url}/instances/{name}/file").content))
@@ -117,8 +118,9 @@ def test_orthanc_gives_back_what_was_sent(exported, orthanc, way):
         if ds.SeriesNumber == 1003:
             frames = np.frombuffer(ds.FloatPixelData, "<f4").reshape(-1, oblique.ROWS, oblique.COLUMNS)
             assert {f.tobytes() for f in frames} == {s.tobytes() for s in images["std"]}
+    assert {ds.SOPClassUID.name for ds in back.values()} == CLASSES
     assert len(requests.get(f"{url}/studies", timeout=10).json()) == 1
-    assert len(requests.get(f"{url}/series", timeout=10).json()) == 5
+    assert len(requests.get(f"{url}/series", timeout=10).json()) == 9
 
 
 def test_dcmtk_sends_the_same_files(exported, orthanc):
@@ -128,7 +130,7 @@ def test_dcmtk_sends_the_same_files(exported, orthanc):
     empty(url)
     command = ["dcmsend", "-aet", "MRGEN", "-aec", "ORTHANC", "127.0.0.1", str(dicom), "+sd", "+r"]
     subprocess.run([*command, str(exported() / "dicom")], check=True, timeout=60)
-    assert len(requests.get(f"{url}/instances", timeout=10).json()) == 4 * oblique.SLICES + 1
+    assert len(requests.get(f"{url}/instances", timeout=10).json()) == 6 * oblique.SLICES + 3
 
 
 @pytest.fixture
@@ -263,4 +265,4 @@ def test_only_dicom_files_are_sent(mrgen, exported, tmp_path):
         code, _, error = mrgen("send", path, *options)
         assert code == 1
         assert match in error
-    assert len(find_objects([exported()])) == 4 * oblique.SLICES + 1
+    assert len(find_objects([exported()])) == 6 * oblique.SLICES + 3
