@@ -169,6 +169,36 @@ def test_coils_are_compressed_on_request(mrgen, refused, full, tmp_path):
     assert text.count(line) == text.count("virtual") == 1
 
 
+def test_an_object_that_wraps_gets_two_sets_of_maps(mrgen, refused, full, write_scan, phantom, tmp_path):
+    """Every other line of a wide phantom; by itself, or as asked, and a scan that does not wrap stays as it was."""
+    wrapped = write_scan("wrapped.h5", kspace=1e-3 * phantom(coils=6, shape=(64, 128), noise=0.01)[..., ::2])
+    options = ("--R", 2, "--center-fraction", 0.3, "--recipe", "sense", "--formats", "hdf5")
+    rms = {}
+    for asked, sets, said in (
+        ("auto", 2, " of the calibration image, so the object wraps into the field of view"),
+        (1, 1, "maps    1 set, as asked"),
+        (2, 2, " of the calibration image, as asked"),
+    ):
+        out = tmp_path / str(asked)
+        code, text, _ = mrgen("recon", wrapped, *options, "--map-sets", asked, "-o", out)
+        report = json.loads((out / "report.json").read_text())
+        assert (code, report["coil_maps"]["sets"], said in text) == (0, [sets], True)
+        with h5py.File(out / "wrapped.h5") as file:
+            assert file["reconstruction"].shape == (1, 64, 64)
+            rms[asked] = np.square(file["reconstruction"][()] - file["rss"][()]).mean() ** 0.5
+    assert rms["auto"] == rms[2] < rms[1] / 1.5
+    found = []
+    for asked in ("auto", 1):
+        text = mrgen("recon", full, *options, "--map-sets", asked, "-o", tmp_path / f"full{asked}")[1]
+        with h5py.File(tmp_path / f"full{asked}/head.h5") as file:
+            found.append(file["reconstruction"][()])
+        assert ("so the object does not wrap" in text) == (asked == "auto")
+    assert np.array_equal(*found)
+    single = write_scan("single.h5", kspace=phantom(coils=1, shape=(64, 64)))
+    refused("slice 0: cannot make 2 sets of coil maps of 1 coil(s)", "recon", single, *options, "--map-sets", 2,
+            "-o", tmp_path / "out")  # fmt: skip
+
+
 def test_a_retrospective_mask_is_fastmris_equispaced_one(full):
     scan = recon_command.open_scan(full)
     sampling = Sampling(pattern="equispaced", acceleration=(4.0,), center_fraction=0.08)

@@ -157,7 +157,8 @@ def test_slices_of_another_run_are_not_mixed_in(mrgen, scan, tmp_path, monkeypat
     monkeypatch.undo()
     left = kept(tmp_path / "out")
     assert len(left) == SLICES
-    for options, differs in ((["--seed", 1], "mask, seed"), (["--slices", "1:"], "slices"), (["--coils", 3], "coils")):
+    for options, differs in ((["--seed", 1], "mask, seed"), (["--slices", "1:"], "slices"), (["--coils", 3], "coils"),
+                             (["--map-sets", 1], "sets of coil maps")):  # fmt: skip
         code, _, error = mrgen(*arguments, *options)
         assert (code, error.count("\n")) == (1, 1)
         assert re.search(

@@ -76,6 +76,20 @@ def test_two_sets_explain_a_wrapped_scan_and_one_does_not(tmp_path: Path, capsys
     assert (tmp_path / "out.png").stat().st_size > 10_000
 
 
+def test_recipes_gain_by_two_sets_on_a_wrapped_scan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = runpy.run_path(str(ROOT / "examples" / "reconstruct_two_sets.py"))
+    options = ["--R", "2", "--center-fraction", "0.3", "--recipe", "sense", "-o", str(tmp_path / "out.png")]
+    script["main"]([str(folded_scan(tmp_path / "folded.h5")), *options])
+    text = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| 2")]
+    assert [row[1:3] for row in rows] == [["sense", "1"], ["sense", "2"]]
+    unexplained, folded, psnr = ([float(row[i].split()[0]) for row in rows] for i in (3, 4, 6))
+    assert unexplained[1] < unexplained[0] / 1.5
+    assert folded[1] < folded[0] / 1.5
+    assert psnr[1] > psnr[0] + 3
+    assert (tmp_path / "out.png").stat().st_size > 10_000
+
+
 def test_two_sets_want_a_fully_sampled_scan(tmp_path: Path) -> None:
     with h5py.File(folded_scan(tmp_path / "folded.h5"), "r+") as file:
         file["kspace"][..., 1:20:2] = 0

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +46,19 @@ from mrgen.scans.scan import Scan
 from mrgen.settings import Recipe, Sampling, load
 
 OTHERS_MAY_TAKE = timedelta(days=30)  # with their scans, while a process of torchrun that has done its own waits
+
+
+class MapSets(StrEnum):
+    """How many sets of coil maps."""
+
+    auto = "auto"
+    one = "1"
+    two = "2"
+
+    @property
+    def number(self) -> int | None:
+        """Their number; None where the scan decides."""
+        return None if self is MapSets.auto else int(self.value)
 
 
 def parse_slices(text: str | None, count: int) -> range:
@@ -213,6 +227,9 @@ def recon(
         int | None,
         typer.Option(min=1, metavar="N", help="Compress to N virtual coils; the loss is told."),
     ] = None,
+    map_sets: Annotated[
+        MapSets, typer.Option(help="Sets of coil maps; auto: 2 where the object wraps into the field of view.")
+    ] = MapSets.auto,
     recipe_name: Annotated[
         str, typer.Option("--recipe", help="A recipe's name, or a .toml file of your own.")
     ] = "posterior",
@@ -281,6 +298,7 @@ def recon(
                 target,
                 calibration,
                 coils,
+                map_sets.number,
                 save_samples,
                 intervals,
                 check and recipe.draws,

@@ -191,6 +191,18 @@ def line_gram(maps: Tensor, mask: Tensor, *, sets: bool = False) -> Tensor | Non
     return gram
 
 
+def image_rows(images: Tensor, sets: int) -> Tensor:
+    """Images (n, y, x), or (n, set, y, x), as the columns that the matrices of `line_gram` take, (y, set * x, n)."""
+    columns: Tensor = images.reshape(-1, sets, *images.shape[-2:]).permute(2, 1, 3, 0)
+    return columns.flatten(1, 2)
+
+
+def from_rows(rows: Tensor, shape: Shape) -> Tensor:
+    """Images of `shape`, the inverse of `image_rows`."""
+    n_y, n_x = shape[-2:]
+    return rows.reshape(n_y, -1, n_x, rows.shape[-1]).permute(3, 1, 0, 2).reshape(shape)
+
+
 def sense_normal(maps: Tensor, mask: Tensor, *, sets: bool = False) -> Callable[[Tensor], Tensor]:
     """A^H A of `sense(maps, mask, sets=sets)` for one slice, as a function of a batch of images, the fast way.
 
@@ -200,12 +212,10 @@ def sense_normal(maps: Tensor, mask: Tensor, *, sets: bool = False) -> Callable[
     gram = line_gram(maps, mask, sets=sets)
     if gram is None:
         return _transforms(CoilSets(maps) if sets else Coils(maps), mask, (-2, -1))
-    n, count = maps.shape[-1], maps.shape[0] if sets else 1
+    count = maps.shape[0] if sets else 1
 
     def normal(x: Tensor) -> Tensor:
-        columns = x.reshape(-1, count, *x.shape[-2:])  # (batch, set, y, x)
-        image: Tensor = gram @ columns.permute(2, 1, 3, 0).flatten(1, 2)  # (y, set * x, batch)
-        return image.reshape(-1, count, n, len(columns)).permute(3, 1, 0, 2).reshape(x.shape)
+        return from_rows(gram @ image_rows(x, count), tuple(x.shape))
 
     return normal
 

@@ -12,23 +12,20 @@ each complex coefficient and of each difference, so TV is the anisotropic one. m
 lambda, mrgen.posterior.splitting has the methods with a learned denoiser.
 
 All return the complex image (y, x) in scaled units, which is 0 where no coil has a map: A sees nothing there, and
-what a penalty would continue into that region is not measured.
+what a penalty would continue into that region is not measured. With several sets of maps (mrgen.posterior.sets) all
+images are solved for together, (set, y, x), and the penalty is the sum of those of each.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mrgen.physics.cg import conjugate_gradient
-from mrgen.physics.operators import sense_normal
 from mrgen.scans.scan import Slice
-
-if TYPE_CHECKING:
-    from sigpy.app import LinearLeastSquares
 
 DUAL_STEP = 1 / 80  # of the differences, that of the data being 1; with 1 for both 200 iterations are far from the end
 
@@ -40,7 +37,7 @@ def zero_filled(slice_: Slice) -> Tensor:
 
 def cg_sense(slice_: Slice, regularisation: float, iterations: int) -> Tensor:
     """Least squares with a Tikhonov term, (y, x); few iterations regularise as well."""
-    normal = sense_normal(slice_.maps, slice_.mask)
+    normal = slice_.normal()
     return conjugate_gradient(
         lambda x: normal(x) + regularisation * x,
         zero_filled(slice_).unsqueeze(0),
@@ -50,27 +47,41 @@ def cg_sense(slice_: Slice, regularisation: float, iterations: int) -> Tensor:
 
 def l1_wavelet(slice_: Slice, regularisation: float, iterations: int) -> Tensor:
     """Sparsity in orthogonal wavelets (db4), (y, x), by sigpy's FISTA on the CPU."""
-    from sigpy.mri.app import L1WaveletRecon  # here, as it takes seconds to import
+    from sigpy import linop, prox  # here, as it takes seconds to import
 
+    wavelet = linop.Wavelet(_shape(slice_), axes=(-2, -1), wave_name="db4")
+    sparse = prox.UnitaryTransform(prox.L1Reg(wavelet.oshape, regularisation), wavelet)
     # ||A|| <= 1, as the maps have unit norm: no power iteration from a random start
-    return _by_sigpy(L1WaveletRecon, slice_, regularisation, iterations, alpha=1.0)
+    return _by_sigpy(slice_, iterations, proxg=sparse, alpha=1.0)
 
 
 def total_variation(slice_: Slice, regularisation: float, iterations: int) -> Tensor:
     """Sparse differences, (y, x), by sigpy's primal-dual hybrid gradients on the CPU."""
-    from sigpy.mri.app import TotalVariationRecon
+    from sigpy import linop, prox
 
+    differences = linop.FiniteDifference(_shape(slice_), axes=(-2, -1))
     # tau (||A||^2 + DUAL_STEP ||G||^2) <= 1, as ||A||^2 <= 1 and ||G||^2 <= 8: again no power iteration
     dual = np.full(slice_.kspace.numel() + 2 * slice_.support.numel(), DUAL_STEP, dtype=np.float32)
     dual[: slice_.kspace.numel()] = 1
-    return _by_sigpy(TotalVariationRecon, slice_, regularisation, iterations, tau=1 / (1 + 8 * DUAL_STEP), sigma=dual)
+    sparse = prox.L1Reg(differences.oshape, regularisation)
+    return _by_sigpy(slice_, iterations, proxg=sparse, G=differences, tau=1 / (1 + 8 * DUAL_STEP), sigma=dual)
 
 
-def _by_sigpy(
-    app: type[LinearLeastSquares], slice_: Slice, regularisation: float, iterations: int, **steps: Any
-) -> Tensor:
-    kspace = slice_.kspace.numpy(force=True)
-    weights = slice_.mask.expand(kspace.shape[-2:]).numpy(force=True)  # else sigpy takes exact zeros for unsampled
-    maps = slice_.maps.numpy(force=True)
-    solver = app(kspace, maps, regularisation, weights=weights, max_iter=iterations, show_pbar=False, **steps)
-    return torch.as_tensor(solver.run()).to(slice_.kspace) * slice_.support
+def _shape(slice_: Slice) -> tuple[int, int, int]:
+    """(set, y, x), also for one set."""
+    return slice_.sets, slice_.kspace.shape[-2], slice_.kspace.shape[-1]
+
+
+def _by_sigpy(slice_: Slice, iterations: int, **method: Any) -> Tensor:
+    """argmin_x 1/2 ||A x - y||^2 + g(x) by `method`, for x of `_shape`, in the shape of the slice's images."""
+    from sigpy import linop
+    from sigpy.app import LinearLeastSquares
+
+    coils, sets, n_y, n_x = len(slice_.kspace), *_shape(slice_)
+    images = linop.Reshape((sets, 1, n_y, n_x), (sets, n_y, n_x))
+    maps = linop.Multiply(images.oshape, slice_.maps.reshape(sets, coils, n_y, n_x).numpy(force=True))
+    fourier = linop.FFT((coils, n_y, n_x), axes=(-2, -1)) * linop.Sum(maps.oshape, axes=(0,))
+    mask = linop.Multiply(fourier.oshape, slice_.mask.expand(n_y, n_x).numpy(force=True))
+    data = slice_.kspace.numpy(force=True)
+    solver = LinearLeastSquares(mask * fourier * maps * images, data, max_iter=iterations, show_pbar=False, **method)
+    return torch.as_tensor(solver.run()).to(slice_.kspace).reshape(slice_.support.shape) * slice_.support

@@ -35,7 +35,6 @@ import torch
 from torch import Tensor
 
 from mrgen.physics.cg import conjugate_gradient
-from mrgen.physics.operators import sense, sense_normal
 from mrgen.posterior.regularisation import discrepancy
 from mrgen.prior.heldout import withhold
 from mrgen.scans.scan import Slice
@@ -59,7 +58,7 @@ class Ratio:
 def withheld_ratio(slice_: Slice, withheld: Tensor, samples: Tensor) -> Ratio:
     """`samples` (n, y, x), complex, drawn without `withheld` (kx,) or (ky, kx), against all of `slice_`."""
     n = len(samples)
-    predicted = sense(slice_.maps, torch.ones_like(slice_.mask)).forward(samples)
+    predicted = slice_.operator(torch.ones_like(slice_.mask)).forward(samples)
     mean, variance = predicted.mean(0), predicted.var(0)
     wanted = withheld.expand(slice_.kspace.shape[-2:]) > 0
     error = (slice_.kspace - mean).abs().square().sum(0)[wanted]
@@ -89,7 +88,7 @@ def measured_part(slice_: Slice, image: Tensor) -> Tensor:
     """P m for a complex image (y, x)."""
     power = image.abs().square().sum() / slice_.support.sum()
     weight = slice_.sigma0**2 / power.clamp_min(TINY)
-    normal = sense_normal(slice_.maps, slice_.mask)
+    normal = slice_.normal()
     return conjugate_gradient(
         lambda x: normal(x) + weight * x, normal(image[None]), iterations=ITERATIONS, tolerance=TOLERANCE
     )[0]
@@ -101,4 +100,8 @@ def audit(slice_: Slice, samples: Tensor) -> tuple[Tensor, dict[str, Any]]:
     measured = measured_part(slice_, mean)
     share = float((mean.conj() * measured).real.sum() / mean.abs().square().sum().clamp_min(TINY))
     residual = sum(discrepancy(sample, slice_) for sample in samples) / len(samples)
-    return (mean - measured).abs(), {"measured_share": share, "null_space_share": 1 - share, "residual": residual}
+    return slice_.magnitude(mean - measured), {
+        "measured_share": share,
+        "null_space_share": 1 - share,
+        "residual": residual,
+    }

@@ -34,6 +34,6 @@ class Dps:
         denoised, pullback = denoise_with_pullback(self.prior, x_t, sigma)
         mean = self.support * denoised
         residual = self.slice.kspace - self.operator.forward(mean)
-        rms = (residual.abs().square().sum((-3, -2, -1)) / self.sampled).sqrt()
+        rms = (residual.abs().square().flatten(1).sum(1) / self.sampled).sqrt()
         step = pullback(self.support * self.operator.adjoint(residual))
-        return self.support * (mean + self.zeta / rms[:, None, None] * step)
+        return self.support * (mean + self.zeta / rms.reshape(-1, *[1] * (step.ndim - 1)) * step)

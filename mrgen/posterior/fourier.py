@@ -40,7 +40,7 @@ class ClosedForm(Proximal):
         if not diagonal_in_fourier(slice_):
             raise MrgenError(
                 "guidance 'fourier' is for one coil whose map is 1 in the object, this scan has "
-                f'{len(slice_.maps)} with maps that vary: take guidance = "proximal" in the recipe'
+                f'{len(slice_.kspace)} with maps that vary: take guidance = "proximal" in the recipe'
             )
         super().__init__(prior, slice_, power, iterations=0, draw=draw, draw_above=draw_above)
 

@@ -21,6 +21,7 @@ from mrgen.posterior.dps import Dps
 from mrgen.posterior.fourier import ClosedForm, diagonal_in_fourier
 from mrgen.posterior.mmps import Mmps
 from mrgen.posterior.proximal import Proximal
+from mrgen.posterior.sets import power_shares
 from mrgen.prior.denoiser import Denoise
 from mrgen.prior.spectrum import power_spectrum
 from mrgen.scans.scan import Slice
@@ -70,9 +71,9 @@ def guide(
     """
     power = None
     if recipe.covariance == "spectral":
-        power = power_spectrum(slice_)
+        power = power_shares(slice_) * power_spectrum(slice_)
     elif recipe.covariance == "isotropic":
-        power = torch.tensor(sigma_data**2, device=slice_.kspace.device)
+        power = power_shares(slice_) * torch.tensor(sigma_data**2, device=slice_.kspace.device)
     local = recipe.guidance == "proximal" and recipe.covariance == "local"
     if local and recipe.ensemble:
         raise MrgenError('a mask ensemble has no Jacobian to probe: add covariance = "residual" to the recipe')

@@ -23,7 +23,7 @@ NARROWEST, LEAST = 1.5, 0.01  # std in pixels; of E, where D is more certain of 
 
 
 def _smooth(image: Tensor, std: Tensor) -> Tensor:
-    """Real images (n, y, x) convolved, periodically, with Gaussians of `std` (n, 1, 1) pixels."""
+    """Real images (..., y, x) convolved, periodically, with Gaussians of `std` (..., 1, 1) pixels."""
     n_y, n_x = image.shape[-2:]
     fy, fx = torch.fft.fftfreq(n_y, device=image.device), torch.fft.rfftfreq(n_x, device=image.device)
     decay = (-2 * math.pi**2 * std.square() * (fy[:, None] ** 2 + fx**2)).exp()
@@ -32,13 +32,17 @@ def _smooth(image: Tensor, std: Tensor) -> Tensor:
 
 
 def local_variance(diagonal: Tensor, support: Tensor) -> Tensor:
-    """E (n, y, x), each of mean 1 and 0 outside `support` (y, x) or (n, y, x), from estimates of J_rr by one probe."""
+    """E (n, y, x), each of mean 1 and 0 outside `support` (y, x) or (n, y, x), from estimates of J_rr by one probe.
+
+    Of a `diagonal` (n, set, y, x), E (n, set, y, x), whose sum over the sets has mean 1.
+    """
 
     def total(images: Tensor) -> Tensor:
         return images.sum((-2, -1), keepdim=True)
 
     inside, widest = diagonal * support, max(diagonal.shape[-2:]) / 4
-    freedom = (total(inside) / total(support)).clamp_min(1e-9)  # mean J_rr
+    freedom = (total(inside) / total(support).clamp_min(1)).clamp_min(1e-9)  # mean J_rr
     smooth = _smooth(inside, (FREEDOM / (4 * math.pi * freedom)).sqrt().clamp(NARROWEST, widest))
-    e = support * torch.maximum(smooth, LEAST * smooth.mean((1, 2), keepdim=True).clamp_min(1e-9))
-    return e / e.mean((1, 2), keepdim=True)
+    e = support * torch.maximum(smooth, LEAST * smooth.mean((-2, -1), keepdim=True).clamp_min(1e-9))
+    together = e.reshape(len(e), -1, *e.shape[-2:]).sum(1).mean((-2, -1))
+    return e / together.reshape(-1, *[1] * (e.ndim - 1))

@@ -22,6 +22,10 @@ of equal |k|. There are four choices:
   or worse, than expected.
 - `spectral`: V_t = F^H diag(sigma_t^2 P / (P + sigma_t^2)) F, exact for a stationary Gaussian of power spectrum P.
 - `isotropic`: the same with P = sigma_d^2.
+
+With several sets of maps (mrgen.posterior.sets) x, D and E have an axis for them. The errors of all sets add up in the
+data, so those of one are E Lambda with an E whose sum over the sets has mean 1, and elsewhere its share of Lambda or P;
+sigma_t^2 on all pixels of both, if they fill the matrix, is then Lambda = 2 sigma_t^2.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from torch import Tensor
 from mrgen.physics.cg import conjugate_gradient
 from mrgen.physics.operators import sense_points
 from mrgen.posterior.local import local_variance
+from mrgen.posterior.sets import power_shares
 from mrgen.posterior.system import Map, System, from_centred, scaled, transform, transform_back, twice
 from mrgen.prior.denoiser import Denoise
 from mrgen.prior.objectives import complex_noise, denoise_with_slope, unit_phase
@@ -60,7 +65,7 @@ class Proximal:
         draw: torch.Generator | None = None,
         draw_above: float = 0.0,
     ) -> None:
-        """`power` is P, (ky, kx) or a scalar, or None for Lambda from the residual; without `local` E is 1.
+        """`power` is P, ([set,] ky, kx) or a scalar, or None for Lambda from the residual; without `local` E is 1.
 
         With `draw` a call returns a draw where sigma is above `draw_above`, and the mean elsewhere.
         """
@@ -68,8 +73,12 @@ class Proximal:
         self.draw, self.draw_above = draw, draw_above
         self.support = slice_.support
         self.probe = probe(self.support) if local else None
+        self.shares = 1.0 if local else power_shares(slice_)
+        self.filled = (self.support.sum() / slice_.kspace[0].numel()).clamp_min(1)  # matrices that the sets fill
         self.probed = 1  # so many of the first images have an E of their own
-        self.operator, self.columns = sense_points(slice_.maps, slice_.mask)
+        self.shares = 1.0 if local else power_shares(slice_)
+        self.filled = (self.support.sum() / slice_.kspace[0].numel()).clamp_min(1)  # matrices that the sets fill
+        self.operator, self.columns = sense_points(slice_.maps, slice_.mask, sets=slice_.sets > 1)
         self.data = slice_.kspace[..., self.columns]
         self.adjoint_data = self.operator.adjoint(self.data)
         self.system = System(slice_)
@@ -81,17 +90,23 @@ class Proximal:
         if self.probe is None:
             return self.support * self.prior(x_t, sigma), None
         chosen = torch.arange(self.probed, device=x_t.device)
-        probes = self.probe.expand(self.probed, -1, -1)
+        probes = self.probe.expand(self.probed, *x_t.shape[1:])
         mean, slope = denoise_with_slope(self.prior, x_t, probes, sigma, chosen)
         return self.support * mean, local_variance((probes.conj() * slope).real, self.support).sqrt()
 
     def covariance(self, mean: Tensor, sigma: Tensor) -> Tensor:
-        """Lambda about denoised images `mean` (n, y, x): (n, ky, kx), each from its own residual, or one for all."""
+        """Lambda about denoised images `mean` (n, y, x): (n, ky, kx), each from its own residual, or one for all.
+
+        With several sets (n, 1 or set, ky, kx).
+        """
         ceiling = sigma.square()
         if self.power is not None:
             return ceiling * self.power / (self.power + ceiling)
         error = excess_power(self.data - self.operator.forward(mean), self.slice.sigma0)
-        return self.rings.average(error, 1e-3 * ceiling).clamp_max(ceiling)
+        average = self.rings.average(error, 1e-3 * ceiling)
+        if self.slice.sets == 1:
+            return average.clamp_max(ceiling)
+        return self.shares * average.clamp_max(ceiling * self.filled).unsqueeze(-3)
 
     def __call__(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         (mean, spread), sigma0 = self.denoise(x_t, sigma), self.slice.sigma0

@@ -20,6 +20,7 @@ from mrgen.posterior.draws import DrawPerSample
 from mrgen.posterior.guidance import guide
 from mrgen.posterior.regularisation import Choice, choose
 from mrgen.posterior.samplers import SAMPLERS, noise_levels
+from mrgen.posterior.sets import each_set
 from mrgen.posterior.splitting import Iterated, gaussian_posterior, split
 from mrgen.prior.ensemble import MaskEnsemble, training_sampling
 from mrgen.prior.files import Prior
@@ -44,7 +45,7 @@ START = {
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Images (y, x) of one slice, magnitudes in scaled units."""
+    """Images (y, x) of one slice, magnitudes in scaled units, of all sets of maps together."""
 
     mean: Tensor
     std: Tensor | None  # over the samples, unbiased; None for a method that gives one image
@@ -100,7 +101,7 @@ def posterior_samples(
     batch, draws = batch or Batch.on(device), DrawPerSample(generator)
     evaluations = 2 * recipe.steps - 1 if recipe.sampler == "heun" else recipe.steps
     probes = recipe.guidance == "proximal" and recipe.covariance == "local"
-    total = evaluations * (probes + recipe.samples * max(1, recipe.ensemble))
+    total = evaluations * slice_.sets * (probes + recipe.samples * max(1, recipe.ensemble))
     unconditional = in_batches = batch.counted(prior, total, progress)
     if recipe.ensemble:
         unconditional = MaskEnsemble(in_batches, training_sampling(prior.metadata), recipe.ensemble, draws.generator)
@@ -108,8 +109,11 @@ def posterior_samples(
     sigmas = noise_levels(recipe.sigma_max, max(prior.sigma_min, slice_.sigma0 / 4), recipe.steps, recipe.grid)
     last = float(sigmas[-1])  # there the mean, as every sampler ends with it
     sigma_data = float(prior.metadata["sigma_data"])
-    denoise = guide(unconditional, slice_, recipe, sigma_data=sigma_data, draw=draw, draw_above=last)
-    start = cg_sense(slice_, regularisation=0.01, iterations=START_ITERATIONS).expand(recipe.samples, -1, -1)
+    denoise = guide(
+        each_set(unconditional, slice_.sets), slice_, recipe, sigma_data=sigma_data, draw=draw, draw_above=last
+    )
+    start = cg_sense(slice_, regularisation=0.01, iterations=START_ITERATIONS)
+    start = start.expand(recipe.samples, *start.shape)
     with torch.inference_mode(), draws:
         x = start + recipe.sigma_max * complex_noise(start, draws.generator)
         samples = SAMPLERS[recipe.sampler](denoise, x, sigmas, draws.generator)
@@ -168,7 +172,7 @@ def reconstruct(
     other arguments are those of `posterior_samples`. Raises MrgenError as that does, for a learned recipe without a
     prior, and for an iteration that diverges.
     """
-    zero = zero_filled(slice_).abs()
+    zero = slice_.magnitude(zero_filled(slice_))
     if recipe.method == "zero-filled":
         return Reconstruction(zero, None, None, zero, {})
     if recipe.learned and prior is None:
@@ -178,7 +182,7 @@ def reconstruct(
         baselines = {}
         if recipe.method == "posterior":
             wavelet = l1_wavelet(slice_, START["l1-wavelet"], load(Recipe, "l1-wavelet").iterations)
-            baselines = {"l1-wavelet": wavelet.abs()}
+            baselines = {"l1-wavelet": slice_.magnitude(wavelet)}
         null_space, checks = audit(slice_, samples)
         if check:
 
@@ -186,10 +190,10 @@ def reconstruct(
                 return draw(given, prior, recipe.model_copy(update={"samples": n}), generator, None, batch)
 
             checks["withheld"] = check_withheld(slice_, again, generator)
-        found = samples.abs()
+        found = slice_.magnitude(samples)
         return Reconstruction(found.mean(0), found.std(0), found, zero, baselines, {}, null_space, checks)
     image, facts = regularised(slice_, prior, recipe, progress)
-    return Reconstruction(image.abs(), None, None, zero, {}, facts)
+    return Reconstruction(slice_.magnitude(image), None, None, zero, {}, facts)
 
 
 def regularised(

@@ -18,7 +18,6 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from mrgen.physics.operators import sense
 from mrgen.prior.heldout import withhold
 from mrgen.scans.scan import Slice
 
@@ -57,8 +56,7 @@ def choose(rule: Rule, solve: Solve, slice_: Slice, start: float) -> Choice:
 
 def prediction_error(image: Tensor, slice_: Slice, withheld: Tensor) -> float:
     """||y_w - A_w x||^2 over the noise's share of it, for an image (y, x) and the lines or points `withheld`."""
-    wanted = sense(slice_.maps, withheld)
-    error = (withheld * slice_.kspace - wanted.forward(image)).norm() ** 2
+    error = (withheld * slice_.kspace - slice_.operator(withheld).forward(image)).norm() ** 2
     return float(error) / (_numbers(slice_, withheld) * slice_.sigma0**2)
 
 

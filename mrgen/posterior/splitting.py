@@ -26,6 +26,7 @@ from torch import Tensor
 
 from mrgen.errors import MrgenError
 from mrgen.posterior.proximal import Proximal
+from mrgen.posterior.sets import each_set, power_shares
 from mrgen.prior.denoiser import Denoise
 from mrgen.prior.spectrum import power_spectrum
 from mrgen.scans.scan import Slice
@@ -51,11 +52,11 @@ def gaussian_posterior(
     posterior = _Stationary(
         lambda x_t, sigma: torch.zeros_like(x_t),
         slice_,
-        power_spectrum(slice_) if power is None else power,
+        power_shares(slice_) * power_spectrum(slice_) if power is None else power,
         iterations=iterations,
         draw=generator,
     )
-    blank = slice_.kspace.new_zeros(samples, *slice_.kspace.shape[-2:])
+    blank = slice_.kspace.new_zeros(samples, *slice_.support.shape)
     return posterior(blank, torch.ones(samples, device=blank.device))
 
 
@@ -63,7 +64,7 @@ class _Splitting(Proximal):
     """The data step after a denoiser, V = sigma^2 / lambda."""
 
     def __init__(self, prior: Denoise, slice_: Slice, regularisation: float, iterations: int) -> None:
-        super().__init__(prior, slice_, None, iterations=iterations)
+        super().__init__(each_set(prior, slice_.sets), slice_, None, iterations=iterations)
         self.regularisation = regularisation
 
     def covariance(self, mean: Tensor, sigma: Tensor) -> Tensor:

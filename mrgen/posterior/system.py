@@ -27,7 +27,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mrgen.physics.operators import line_gram, sense_normal
+from mrgen.physics.operators import from_rows, image_rows, line_gram
 from mrgen.scans.scan import Slice
 
 Map = Callable[[Tensor], Tensor]
@@ -123,33 +123,34 @@ def twice(factor: Tensor) -> Tensor:
 class System:
     """E^(1/2) A^H A E^(1/2) and P^-1 for one slice and any q and E.
 
-    Images are (n, y, x), q and k-space (n, ky, kx) with frequency 0 first. Of several q the first decides on r, so that
-    the others hold no sway over an image's rounding.
+    Images are (n, y, x), q and k-space (n, ky, kx) with frequency 0 first; with several sets of maps all have an axis
+    for them after n. Of several q the first decides on r, so that the others hold no sway over an image's rounding.
     """
 
     def __init__(self, slice_: Slice) -> None:
         shape = slice_.kspace.shape[-2:]
-        self.maps, self.mask = slice_.maps, torch.fft.ifftshift(slice_.mask.expand(shape))
+        self.maps, self.sets, self.mask = slice_.maps, slice_.sets, torch.fft.ifftshift(slice_.mask.expand(shape))
         self.measured = fourier_diagonal(self.maps, self.mask)
-        inside = slice_.support.any(0).nonzero().flatten().tolist() or [0]
+        inside = slice_.support.any(-2).flatten().nonzero().flatten().tolist() or [0]
         self.columns = slice(inside[0], inside[-1] + 1)  # where there is anything that A sees
-        gram = line_gram(slice_.maps, slice_.mask)
+        gram = line_gram(slice_.maps, slice_.mask, sets=slice_.sets > 1)
         self.gram = None if gram is None else gram[:, self.columns, self.columns].contiguous()
-        self.transforms = sense_normal(slice_.maps, slice_.mask) if gram is None else None
+        self.transforms = slice_.normal() if gram is None else None
         self.kept: tuple[int, Tensor] | None = None  # exponent of r and (I + r A^H A)^-1, (y, x, x)
 
-    def _rows(self, matrices: Tensor, images: Tensor) -> Tensor:
-        """Matrices (y, x, x) times the `columns` of the rows of images."""
-        return (matrices @ images[..., self.columns].permute(1, 2, 0)).permute(2, 0, 1)
+    def _rows(self, matrices: Tensor, images: Tensor, beside: float) -> Tensor:
+        """Matrices (y, x, x) times the `columns` of the rows of images, which elsewhere are multiplied by `beside`."""
+        rows = image_rows(images, self.sets)
+        whole = beside * rows
+        whole[:, self.columns] = matrices @ rows[:, self.columns]
+        return from_rows(whole, tuple(images.shape))
 
     def normal(self, x: Tensor, matrices: Tensor | None = None) -> Tensor:
         """A^H A x, or with `matrices` those in place of the `gram` of A^H A."""
         if self.gram is None:
             assert self.transforms is not None
             return self.transforms(x)
-        image = torch.zeros_like(x)
-        image[..., self.columns] = self._rows(self.gram if matrices is None else matrices, x)
-        return image
+        return self._rows(self.gram if matrices is None else matrices, x, 0.0)
 
     def __call__(self, q: Tensor, spread: Tensor | None = None) -> tuple[Map, Map]:
         """v -> E^(1/2) A^H A E^(1/2) v of images, and r -> P^-1 r of k-space.
@@ -158,8 +159,8 @@ class System:
         """
         measured, gram = self.measured, self.gram
         if spread is not None:
-            measured = fourier_diagonal(self.maps * spread, self.mask)
-            gram = None if gram is None else local_gram(gram, spread[0, :, self.columns])
+            measured = fourier_diagonal(self.maps * spread[0].unsqueeze(-3), self.mask)
+            gram = None if gram is None else local_gram(gram, image_rows(spread, self.sets)[:, self.columns, 0])
 
         def normal(v: Tensor) -> Tensor:
             if gram is None and spread is not None:
@@ -167,7 +168,7 @@ class System:
             return self.normal(v, gram)
 
         diagonal = 1 + q * measured
-        exponent = round(float((q[0] if q.ndim == 3 else q).log2().mean()) / 2)
+        exponent = round(float((q[0] if q.ndim >= 3 else q).log2().mean()) / 2)
         if gram is None or exponent <= 0:
             inverse_diagonal = twice(1 / diagonal)
             return normal, lambda r: scaled(inverse_diagonal, r)
@@ -177,8 +178,6 @@ class System:
         g = twice(((1 + 4.0**exponent * measured) / (diagonal * math.prod(diagonal.shape[-2:]))).sqrt())
 
         def precondition(r: Tensor) -> Tensor:
-            image = transform_back(scaled(g, r))
-            image[..., self.columns] = self._rows(inverse, image)
-            return scaled(g, transform(image))
+            return scaled(g, transform(self._rows(inverse, transform_back(scaled(g, r)), 1.0)))
 
         return normal, precondition

@@ -34,7 +34,8 @@ from mrgen.scans.header import anonymous_header
 from mrgen.scans.scan import Geometry
 
 DEFINITIONS = (
-    "Against the coil combination |S^H F^H k| of the fully sampled scan (volume, slices), and against the RSS of its "
+    "Against the coil combination |S^H F^H k| of the fully sampled scan (volume, slices), with two sets of maps the "
+    "root of the sum of squares over them as in all images, and against the RSS of its "
     "whitened coil images (volume_rss), whose background is the noise of all coils; peak = maximum of the reference "
     "volume. psnr (dB), ssim and nmse without a fit, as in fastmri.evaluate; psnr_fit, ssim_fit and nmse_fit after the "
     "best scalar fit, of each slice or of the whole volume."
@@ -78,6 +79,8 @@ class Result:
     scan_slices: int  # of the input
     interval: Array | None = None  # half-width of the calibrated interval about the reconstruction
     calibration: dict[str, Any] | None = None  # that interval's coverage and factor, and the calibration's SHA-256
+    map_sets: list[int] = field(default_factory=list)  # sets of coil maps of each slice
+    second_share: list[float | None] = field(default_factory=list)  # what a second set holds of its calibration image
     null_space: Array | None = None  # what the scan does not measure of the samples' complex mean, magnitude
     quantiles: dict[str, Array] = field(default_factory=dict)  # by name, of enough samples
     checks: list[dict[str, Any]] = field(default_factory=list)  # of each slice: mrgen.posterior.check
@@ -228,6 +231,7 @@ def _report(result: Result) -> dict[str, Any]:
         },
         "noise": {"sigma0_scaled_units": result.sigma0, "from": result.noise_from},
         "coils": {"scan": result.coils, "virtual": result.virtual_coils, "energy_kept": result.coil_energy},
+        "coil_maps": {"sets": result.map_sets, "share_of_second_set": result.second_share},
         "recipe": result.recipe,
         "regularisation": result.facts,
         "seed": result.seed,

@@ -50,6 +50,7 @@ class Run:
     device: str
     calibration: Scan | None = None  # of the same coils, for scans without a fully sampled centre
     coils: int | None = None  # virtual coils to compress the scan's to
+    map_sets: int | None = None  # sets of coil maps; None: two where a slice's calibration data show that it wraps
     save_samples: bool = False
     intervals: Calibration | None = None  # of the spread
     check: bool = False  # hold the spread against withheld lines
@@ -96,6 +97,7 @@ class Run:
             "mask": mask,
             "calibration scan": None if self.calibration is None else _file_identity(self.calibration),
             "number of coils": self.coils,
+            "number of sets of coil maps": self.map_sets,
             "recipe": {"name": self.recipe_name, **self.recipe.model_dump(mode="json")},
             "prior": None if self.prior is None else self.prior.sha256,
             "seed": self.seed,
@@ -153,6 +155,7 @@ def reconstruct_scan(
                 undersample=run.undersample,
                 calibration=run.calibration,
                 coils=run.coils,
+                map_sets=run.map_sets,
                 keep_reference=True,
                 device=run.device,
             )
@@ -211,6 +214,8 @@ def _gather(run: Run, parts: Parts, resumed: int) -> Result:
         coils=run.scan.shape[1],
         virtual_coils=run.coils,
         coil_energy=[fact["coil_energy"] for fact in facts if fact["coil_energy"] is not None],
+        map_sets=[fact["map_sets"] for fact in facts],
+        second_share=[fact["second_share"] for fact in facts],
         facts=[
             {"slice": index, **fact["regularised"]}
             for index, fact in zip(run.slices, facts, strict=True)
@@ -234,7 +239,13 @@ def _gather(run: Run, parts: Parts, resumed: int) -> Result:
 
 
 def _facts(slice_: Slice) -> dict[str, Any]:
-    return {"sigma0": slice_.sigma0, "noise_from": slice_.noise_from, "coil_energy": slice_.coil_energy}
+    return {
+        "sigma0": slice_.sigma0,
+        "noise_from": slice_.noise_from,
+        "coil_energy": slice_.coil_energy,
+        "map_sets": slice_.sets,
+        "second_share": slice_.second_share,
+    }
 
 
 def _describe(run: Run, mask: Tensor, facts: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -247,6 +258,18 @@ def _describe(run: Run, mask: Tensor, facts: dict[str, Any], say: Callable[[str]
     if facts["coil_energy"] is not None:
         energy = f"{100 * facts['coil_energy']:.1f} % of the energy of the calibration data"
         say(f"coils   {run.coils} virtual of {run.scan.shape[1]}, {energy}")
+    say(f"maps    {_maps(facts['map_sets'], facts['second_share'], run.map_sets is None)}")
+
+
+def _maps(sets: int, second_share: float | None, chosen: bool) -> str:
+    """The number of sets of maps and what it rests on, in words."""
+    text = f"{sets} set{'s' * (sets > 1)}"
+    if second_share is None:
+        return f"{text}, as asked"
+    text += f": a second one holds {second_share:.2%} of the calibration image"
+    if not chosen:
+        return f"{text}, as asked"
+    return f"{text}, so the object {'wraps' if sets > 1 else 'does not wrap'} into the field of view"
 
 
 def _how(facts: dict[str, Any]) -> str:

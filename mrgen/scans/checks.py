@@ -311,7 +311,7 @@ def maps_too_few(e: Evidence) -> str | None:
         return None
     return (
         f"in {e.two_signals_area:.0%} of the object two signals share a pixel, and one set of coil maps leaves out "
-        f"{1 - e.explained:.1%} of the energy: does the body wrap around the field of view? Expect errors there"
+        f"{1 - e.explained:.1%} of the energy: does the body wrap around the field of view? mrgen recon takes two sets"
     )
 
 

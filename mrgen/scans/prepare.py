@@ -6,10 +6,16 @@
 so the noise of y is sigma0^2 I with sigma0 = 1 / p. Whitening weighs the coils by their noise; `scale` is p
 times the factor that best takes that RSS back to the RSS of the raw coils (least squares). On request V y takes the
 place of y, the strongest virtual coils of the whitened calibration data (mrgen.physics.compression); p stays.
+
+One set of maps S serves an object that fits into the field of view. Where it wraps, two places share a pixel, and
+y = M F sum_m S_m x_m takes two (mrgen.physics.espirit). Objects that fit leave at most 0.03 % of the power of their
+calibration image to a second set, a head that wraps 0.16 % or more (docs/results/2026-11-22-two-sets.md): the choice is
+made between.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +23,7 @@ from torch import Tensor
 
 from mrgen.errors import MrgenError
 from mrgen.physics.compression import compression_matrix
-from mrgen.physics.espirit import espirit_maps
+from mrgen.physics.espirit import espirit_maps, second_share
 from mrgen.physics.fourier import centre_fit, ifft2c
 from mrgen.physics.masks import acs_lines, acs_region, fastmri_rng, sampling_mask
 from mrgen.physics.noise import background_covariance, covariance, undersampled_covariance, whiten, whitening_matrix
@@ -25,6 +31,7 @@ from mrgen.scans.scan import Scan, Slice
 from mrgen.settings import Sampling
 
 NOISE_SCAN, BACKGROUND = "noise scan", "image background"
+WRAPS = 0.001  # share of the calibration image's power in a second set, from which on it is needed
 _SMALLEST_ACS, CALIBRATION_LINES, _READOUTS = 4, 24, 48  # calibration region: at least, and at most, so many samples
 
 
@@ -124,6 +131,7 @@ def prepare_slice(
     noise: Tensor | None = None,
     calibration: Tensor | None = None,
     coils: int | None = None,
+    map_sets: int | None = 1,
     keep_reference: bool,
 ) -> Slice:
     """Prepare raw k-space (coil, ky, kx), complex64, in scanner units.
@@ -131,15 +139,17 @@ def prepare_slice(
     `mask`, (kx,) or (ky, kx), is that of an undersampled scan, None for a fully sampled one; `undersample`, of either
     shape, is applied on top, retrospectively. `noise` (coil, n) is a noise scan, `calibration` (coil, ay, ax) a fully
     sampled centre of k-space measured apart. `coils` compresses the whitened data to so many virtual coils.
+    `map_sets` is the number of sets of coil maps, None for 2 where the calibration data show that the object wraps.
 
     On request, a fully sampled scan keeps two references. One is its coil combination S^H F^H k, the unbiased estimate
-    of least variance of the image x that A = M F S takes to the data, noise included. The other is the RSS of the
+    of least variance of the image x that A = M F S takes to the data, noise included; its magnitude is that of
+    `Slice.magnitude`. The other is the RSS of the
     whitened images of all coils, as fastMRI has it; the noise of C coils raises its background to sqrt(C) sigma0, which
     no image of A's has.
 
     Raises MrgenError when fewer than 4 lines around the centre are fully sampled and there is no `calibration`, when
-    the coils of noise, calibration and k-space differ in number, when there are fewer than `coils`, or when there is no
-    noise to be found.
+    the coils of noise, calibration and k-space differ in number, when there are fewer than `coils` or `map_sets`, or
+    when there is no noise to be found.
     """
     available, n_y, n_x = raw.shape
     for name, other in (("noise scan", noise), ("calibration scan", calibration)):
@@ -170,18 +180,28 @@ def prepare_slice(
     if coils is not None:
         virtual, coil_energy = compression_matrix(acs, coils=coils)
         whitened, acs = (torch.einsum("vc,cyx->vyx", virtual, data) for data in (whitened, acs))
-    maps, _ = espirit_maps(acs[None], (n_y, n_x), 1.0)
-    return Slice(
+    share = None if map_sets == 1 else second_share(acs, 1.0)
+    sets = (2 if share is not None and share > WRAPS else 1) if map_sets is None else map_sets
+    if sets > len(acs):
+        raise MrgenError(f"cannot make {sets} sets of coil maps of {len(acs)} coil(s): expected as many coils at least")
+    maps, _ = espirit_maps(acs[None], (n_y, n_x), 1.0, sets=None if sets == 1 else sets)
+    found = Slice(
         kspace=whitened * sampled / p,
         mask=sampled,
         maps=maps[0],
         sigma0=1 / p,
         scale=p * back,
-        reference=(maps[0].conj() * ifft2c(whitened)).sum(0).abs() / p if known else None,
+        reference=None,
         rss=rss,
         noise_from=noise_from,
         coil_energy=coil_energy,
+        sets=sets,
+        second_share=share,
     )
+    if not known:
+        return found
+    combined = found.operator(torch.ones_like(sampled)).adjoint(whitened)
+    return replace(found, reference=found.magnitude(combined) / p)
 
 
 def prepare(
@@ -191,6 +211,7 @@ def prepare(
     undersample: Tensor | None = None,
     calibration: Scan | None = None,
     coils: int | None = None,
+    map_sets: int | None = 1,
     keep_reference: bool = False,
     device: torch.device | str = "cpu",
 ) -> Slice:
@@ -212,6 +233,7 @@ def prepare(
         noise=scan.noise,
         calibration=centre,
         coils=coils,
+        map_sets=map_sets,
         keep_reference=keep_reference,
     )
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from mrgen.physics.operators import LinearOperator, sense
+from mrgen.physics.operators import LinearOperator, sense, sense_normal
 
 Vector = tuple[float, float, float]
 
@@ -23,22 +23,35 @@ class Slice:
 
     kspace: Tensor  # (coil, ky, kx) complex64, whitened, scaled, zero where not sampled
     mask: Tensor  # (kx,) float for lines, (ky, kx) for points: 1 where sampled
-    maps: Tensor  # (coil, y, x) complex64, sum_c |S_c|^2 = 1
+    maps: Tensor  # (coil, y, x) complex64, sum_c |S_c|^2 = 1; (set, coil, y, x) with more than one set
     sigma0: float  # noise std of kspace (total complex), in scaled units
     scale: float  # scanner units per scaled unit
     reference: Tensor | None  # (y, x) |S^H F^H k| of the fully sampled scan, scaled units, where it is known
     rss: Tensor | None = None  # (y, x) the same scan: root of the sum of squares of its whitened coil images
     noise_from: str = "known"  # where sigma0 and the whitening come from, in words
     coil_energy: float | None = None  # share of the calibration data's that virtual coils keep; None: not compressed
+    sets: int = 1  # of maps; with more than one, images are (set, y, x) wherever (y, x) is said
+    second_share: float | None = None  # of the calibration image's power that a second set holds, where it was asked
 
-    def operator(self) -> LinearOperator:
-        """A = M F S of this slice."""
-        return sense(self.maps, self.mask)
+    def operator(self, mask: Tensor | None = None) -> LinearOperator:
+        """A = M F S of this slice, or with another mask."""
+        return sense(self.maps, self.mask if mask is None else mask, sets=self.sets > 1)
+
+    def normal(self) -> Callable[[Tensor], Tensor]:
+        """A^H A for a batch of images, (n, y, x), the fast way."""
+        return sense_normal(self.maps, self.mask, sets=self.sets > 1)
+
+    def magnitude(self, images: Tensor) -> Tensor:
+        """Magnitudes (..., y, x) of images; with several sets the root of the sum of squares over them.
+
+        The sets are orthonormal at every pixel, so that is the RSS of the coil images that they stand for.
+        """
+        return images.abs() if self.sets == 1 else images.norm(dim=-3)
 
     @property
     def support(self) -> Tensor:
         """(y, x), True where any coil has a map, and so where the scan says anything about the image."""
-        return (self.maps != 0).any(0)
+        return (self.maps != 0).any(-3)
 
     def to(self, device: torch.device | str) -> Slice:
         """This slice with its tensors on `device`."""

@@ -4,12 +4,21 @@ import pytest
 import torch
 
 from mrgen.errors import MrgenError
+from mrgen.physics.espirit import second_share
 from mrgen.physics.fourier import ifft2c
 from mrgen.physics.masks import achieved_acceleration, fastmri_rng, sampling_mask
 from mrgen.physics.noise import whiten, whitening_matrix
 from mrgen.posterior.baselines import cg_sense
 from mrgen.scans.fastmri import open_fastmri
-from mrgen.scans.prepare import default_center_fraction, noise_covariance, prepare_slice, undersampling_mask
+from mrgen.scans.prepare import (
+    WRAPS,
+    calibration_data,
+    default_center_fraction,
+    noise_covariance,
+    prepare,
+    prepare_slice,
+    undersampling_mask,
+)
 from mrgen.settings import Sampling
 
 
@@ -187,3 +196,31 @@ def test_the_centre_shrinks_with_R_as_in_fastmri(write_scan, phantom, accelerati
     scan = open_fastmri(write_scan(kspace=phantom(shape=(16, 320))))
     mask = undersampling_mask(scan, Sampling(center_fraction=fraction), acceleration, 0, 0)
     assert achieved_acceleration(mask) == pytest.approx(acceleration, rel=0.05)
+
+
+def test_the_scans_say_whether_they_wrap(scans):
+    """From the calibration lines that fastMRI keeps at R = 2 to 8."""
+    wrapped = open_fastmri(scans / "brain_wrapped_8ch_320x168.h5")
+    head = open_fastmri(scans / "brain_vfa_fa05_13ch_224x224.h5")
+    for scan, expected in ((wrapped, 2), (head, 1)):
+        for acceleration in (2.0, 4.0, 8.0):
+            sampling = Sampling(acceleration=(acceleration,), center_fraction=default_center_fraction(acceleration))
+            mask = undersampling_mask(scan, sampling, acceleration, 0, 0)
+            _, acs = calibration_data(scan.read_slice(0), mask)
+            whitener = whitening_matrix(noise_covariance(scan.read_slice(0), None)[0])
+            assert (second_share(whiten(acs, whitener), 1.0) > WRAPS) == (expected == 2), acceleration
+
+
+def test_two_sets_take_the_fold_over_out_of_a_measured_scan(scans):
+    """CG-SENSE at R = 2 of a head that wraps, against the RSS of its coil images: half the error where it wraps."""
+    scan = open_fastmri(scans / "brain_wrapped_8ch_320x168.h5")
+    sampling = Sampling(acceleration=(2.0,), center_fraction=0.08)
+    mask = undersampling_mask(scan, sampling, 2.0, 0, 0)
+    errors, folded = {}, None
+    for sets in (None, 1):
+        found = prepare(scan, 0, undersample=mask, map_sets=sets, keep_reference=True)
+        folded = found.support[1] & (found.rss > 0.1 * found.rss.quantile(0.99)) if sets is None else folded
+        image = found.magnitude(cg_sense(found, 0.03, 30))
+        errors[found.sets] = float((image - found.rss)[folded].norm() / found.rss[folded].norm())
+    assert errors[2] < 0.06
+    assert errors[1] > 1.8 * errors[2]

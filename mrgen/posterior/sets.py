@@ -1,0 +1,33 @@
+"""Several sets of coil maps: y = M F sum_m S_m x_m + z, with an image x_m for each set m.
+
+Where an object wraps into the field of view, two places share a pixel and each set holds a mixture of them (Uecker et
+al., Magn Reson Med 2014, on more than one set of maps). The prior is asked about every x_m by itself, as if they were
+independent, and A alone ties them together. So a posterior sees images (n, set, y, x) for (n, y, x), and a denoiser
+sees each set's as an image of a batch.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mrgen.prior.denoiser import Denoise
+from mrgen.scans.scan import Slice
+
+
+def each_set(prior: Denoise, sets: int) -> Denoise:
+    """D for images (n, set, y, x), one set by one; with one set the prior itself, for (n, y, x)."""
+    if sets == 1:
+        return prior
+
+    def denoise(x_t: Tensor, sigma: Tensor) -> Tensor:
+        return prior(x_t.flatten(0, 1), sigma.repeat_interleave(sets)).reshape(x_t.shape)
+
+    return denoise
+
+
+def power_shares(slice_: Slice) -> Tensor | float:
+    """What share of the image's power lies in each set, (set, 1, 1), told by A^H y; 1 with one set."""
+    if slice_.sets == 1:
+        return 1.0
+    power = slice_.operator().adjoint(slice_.kspace).abs().square().sum((-2, -1), keepdim=True)
+    return power / power.sum()
