@@ -21,7 +21,7 @@ import numpy as np
 from mrgen.review.export import REPORT, Exports
 from mrgen.review.geometry import write_geometry
 from mrgen.review.pack import levels, step_of
-from mrgen.scans.scan import Geometry
+from mrgen.scans.geometry import Geometry
 
 MATRIX, SAMPLES = 320, 8
 

@@ -16,7 +16,7 @@ from mrgen.posterior.batch import Batch
 from mrgen.prior.files import bundled_prior, load_prior
 from mrgen.review.calibration import Level, Scored, fit_level, score_result, write_calibration
 from mrgen.review.figure import NOTICE
-from mrgen.review.output import prepare_output_dir
+from mrgen.review.folder import prepare_output_dir
 from mrgen.review.parts import Parts, partial_slices
 from mrgen.review.run import Run, reconstruct_scan
 from mrgen.scans.open import open_scan

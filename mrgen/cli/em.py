@@ -18,7 +18,7 @@ from mrgen.prior.em import Case, Run, expectation_maximisation
 from mrgen.prior.files import load_prior, save_gaussian
 from mrgen.prior.gaussian import fit_gaussian
 from mrgen.review.figure import NOTICE
-from mrgen.review.output import prepare_output_dir
+from mrgen.review.folder import prepare_output_dir
 from mrgen.settings import Protocol, load
 
 

@@ -12,7 +12,8 @@ from mrgen import __version__
 from mrgen.errors import MrgenError
 from mrgen.review.evaluate import evaluate_pair, find_pairs, open_pair, summarise
 from mrgen.review.figure import NOTICE, label
-from mrgen.review.output import finite, prepare_output_dir, replacing
+from mrgen.review.folder import prepare_output_dir, replacing
+from mrgen.review.output import finite
 
 DEFINITIONS = (
     "psnr (dB), ssim, nmse: of the images as they are, as in fastmri.evaluate; psnr_fit, ssim_fit, nmse_fit: after the "

@@ -11,8 +11,8 @@ from mrgen.errors import MrgenError
 from mrgen.review.export import DICOM, FORMATS, Exports, parse_formats
 from mrgen.review.figure import NOTICE
 from mrgen.review.flag import check_threshold
+from mrgen.review.folder import prepare_output_dir
 from mrgen.review.identity import identity_of_options
-from mrgen.review.output import prepare_output_dir
 
 DEFAULT_FORMATS = ",".join(FORMATS)
 Formats = Annotated[str, typer.Option(metavar="LIST", help="What to write: hdf5, always, nifti, dicom, html.")]

@@ -12,8 +12,8 @@ import typer
 from mrgen import __version__
 from mrgen.errors import MrgenError
 from mrgen.review.figure import NOTICE
+from mrgen.review.folder import prepare_output_dir, replacing
 from mrgen.review.inspection import save_inspection
-from mrgen.review.output import prepare_output_dir, replacing
 from mrgen.scans.doctor import Findings, examine, find_scans
 from mrgen.scans.recognise import acceleration_text
 

@@ -36,7 +36,8 @@ from mrgen.prior.files import bundled_prior, load_prior
 from mrgen.review.calibration import read_calibration
 from mrgen.review.export import HDF5, Exports, clear_exports, place_of
 from mrgen.review.figure import NOTICE, label
-from mrgen.review.output import finished, prepare_output_dir, write_result
+from mrgen.review.folder import prepare_output_dir
+from mrgen.review.output import finished, write_result
 from mrgen.review.parts import partial_slices
 from mrgen.review.run import Run, digest, reconstruct_scan
 from mrgen.scans.maskfile import read_mask

@@ -20,7 +20,7 @@ from mrgen.posterior.samplers import noise_levels
 from mrgen.posterior.unconditional import LEVELS, unconditional_samples
 from mrgen.prior.files import bundled_prior, load_prior
 from mrgen.review.figure import NOTICE
-from mrgen.review.output import prepare_output_dir, replacing
+from mrgen.review.folder import prepare_output_dir, replacing
 from mrgen.review.sheet import save_sheet
 
 MATRIX = (208, 176)  # where the prior does not say: one of those that the bundled one was trained on

@@ -22,7 +22,7 @@ from mrgen.cli.recon import parse_slices
 from mrgen.errors import MrgenError
 from mrgen.physics.masks import PATTERNS, achieved_acceleration, fastmri_rng, sampling_mask
 from mrgen.review.figure import NOTICE
-from mrgen.review.output import prepare_output_dir, replacing
+from mrgen.review.folder import prepare_output_dir, replacing
 from mrgen.scans.acquire import PHANTOM_SLICES, Scanner, Volume, phantom_volume, varied_volume
 from mrgen.scans.coils import measured_coils
 from mrgen.scans.open import open_scan

@@ -18,7 +18,7 @@ from mrgen.prior.distributed import is_first, local_device, silent
 from mrgen.prior.rehearsal import rehearse
 from mrgen.prior.train import train
 from mrgen.review.figure import NOTICE
-from mrgen.review.output import prepare_output_dir
+from mrgen.review.folder import prepare_output_dir
 from mrgen.review.sheet import save_sheet
 from mrgen.settings import Protocol, load
 

@@ -24,8 +24,9 @@ from scipy.special import ndtri
 from mrgen import __version__
 from mrgen.errors import MrgenError
 from mrgen.review.figure import NOTICE
+from mrgen.review.folder import replacing
 from mrgen.review.metrics import body, spread_scores
-from mrgen.review.output import Result, finite, replacing
+from mrgen.review.output import Result, finite
 from mrgen.review.uncertainty import (
     Values,
     calibrated_factor,

@@ -16,7 +16,7 @@ from mrgen.review.geometry import NOMINAL_NOTICE, Placement, place
 from mrgen.review.identity import ANONYMOUS, Identity, Names
 from mrgen.review.stored import Stored, read_stored
 from mrgen.scans.files import naming
-from mrgen.scans.scan import Geometry
+from mrgen.scans.geometry import Geometry
 
 HDF5, NIFTI, DICOM, HTML = FORMATS = ("hdf5", "nifti", "dicom", "html")
 REPORT = "report.html"

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from mrgen.errors import MrgenError
 from mrgen.scans.files import stored_text
-from mrgen.scans.scan import Geometry, Vector
+from mrgen.scans.geometry import Geometry, Vector
 
 Points = NDArray[np.float64]
 NOMINAL_NOTICE = "NOMINAL GEOMETRY, L/R NOT VERIFIED"

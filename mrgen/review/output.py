@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,13 +22,14 @@ from mrgen import __version__
 from mrgen.errors import MrgenError
 from mrgen.physics.masks import achieved_acceleration
 from mrgen.review.figure import NOTICE, save_figure
+from mrgen.review.folder import replacing
 from mrgen.review.geometry import write_geometry
 from mrgen.review.metrics import Array, scores
 from mrgen.review.pack import levels, step_of
 from mrgen.review.second_look import RULE, flagged, slice_figures
 from mrgen.review.uncertainty import std_sampling_error
+from mrgen.scans.geometry import Geometry
 from mrgen.scans.header import anonymous_header
-from mrgen.scans.scan import Geometry
 
 DEFINITIONS = (
     "Against the coil combination |S^H F^H k| of the fully sampled scan (volume, slices), with two sets of maps the "
@@ -110,28 +108,6 @@ class Result:
             return {}
         peak = float(self.reference.max())
         return {name: scores(image[i], self.reference[i], peak) for name, image in self.images.items()}
-
-
-def prepare_output_dir(path: Path) -> None:
-    """Make the folder and try to write to it, before anything is computed. Raises MrgenError."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
-    except OSError as error:
-        raise MrgenError(f"cannot write to the output folder {path}: {error.strerror}; choose another") from None
-
-
-@contextmanager
-def replacing(paths: list[Path]) -> Iterator[list[Path]]:
-    """Temporary names beside `paths`, renamed to them together when the block ends well, removed when not."""
-    partial = [p.with_name(p.name + ".partial") for p in paths]
-    try:
-        yield partial
-        for temporary, path in zip(partial, paths, strict=True):
-            os.replace(temporary, path)
-    finally:
-        for temporary in partial:
-            temporary.unlink(missing_ok=True)
 
 
 def finished(out_dir: Path, stem: str, identity: str) -> bool:

@@ -27,9 +27,10 @@ from mrgen.review.metrics import Array
 from mrgen.review.output import Result
 from mrgen.review.parts import Part, Parts
 from mrgen.review.uncertainty import quantiles
+from mrgen.scans.geometry import Geometry
 from mrgen.scans.prepare import prepare
 from mrgen.scans.recognise import acceleration_text
-from mrgen.scans.scan import Geometry, Scan, Slice
+from mrgen.scans.scan import Scan, Slice
 from mrgen.settings import Recipe
 
 SHOWN = 16  # slices in the middle whose samples are kept for the report, where not all are asked for

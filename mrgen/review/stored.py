@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mrgen.errors import MrgenError
 from mrgen.review.geometry import read_geometry
 from mrgen.scans.files import check_file, hdf5, stored_text
-from mrgen.scans.scan import Geometry
+from mrgen.scans.geometry import Geometry
 
 Volume = NDArray[np.float32]
 SERIES = ("reconstruction", "std", "zero_filled", "interval")  # the images that leave mrgen

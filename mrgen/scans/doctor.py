@@ -27,11 +27,12 @@ from mrgen.physics.espirit import espirit_maps
 from mrgen.physics.fourier import ifft2c
 from mrgen.physics.noise import whiten, whitening_matrix
 from mrgen.scans.checks import REASONS, WARNINGS, Evidence
+from mrgen.scans.geometry import Geometry, Vector
 from mrgen.scans.header import parse_header
 from mrgen.scans.open import open_scan
 from mrgen.scans.prepare import CALIBRATION_LINES, calibration_data, noise_covariance, prepare
 from mrgen.scans.recognise import SamplingFound, recognise
-from mrgen.scans.scan import Geometry, Scan, Vector
+from mrgen.scans.scan import Scan
 
 SUFFIXES = (".h5", ".mrd", ".npz", ".cfl", ".dat")  # what is looked for in a folder
 _OBJECT = 0.1

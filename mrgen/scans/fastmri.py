@@ -29,8 +29,9 @@ from mrgen.errors import MrgenError
 from mrgen.scans.averages import average_weights, combine_averages, describe_averages, measured_lines
 from mrgen.scans.cartesian import LARGEST, SliceReader, cartesian_scan, check_shape, check_stored, stored_mask
 from mrgen.scans.files import check_file, hdf5, listing, naming, plain, stored_text
+from mrgen.scans.geometry import Geometry
 from mrgen.scans.header import Header, anonymous_header, parse_header
-from mrgen.scans.scan import Geometry, Scan
+from mrgen.scans.scan import Scan
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from mrgen.scans.geometry import Geometry, Vector
 from mrgen.scans.header import Header
-from mrgen.scans.scan import Geometry, Vector
 
 _TOLERANCE = 1e-3  # of the length of unit vectors and of the cosines between them
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from mrgen.physics.operators import LinearOperator, sense, sense_normal
-
-Vector = tuple[float, float, float]
+from mrgen.scans.geometry import Geometry
 
 
 @dataclass(frozen=True)
@@ -66,26 +65,6 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """Where the slices lie, in mm and in the patient's LPS axes (left, posterior, superior are positive).
-
-    Position and directions are None where the file does not tell them.
-    """
-
-    spacing: tuple[float, float] | None = None  # of image pixels along readout (y) and phase encoding (x), mm
-    thickness: float | None = None  # mm
-    positions: tuple[Vector, ...] | None = None  # centre of each slice's image
-    readout: Vector | None = None  # unit vector of increasing y
-    phase: Vector | None = None  # unit vector of increasing x
-    normal: Vector | None = None  # unit vector across the slices, from the first to the last
-
-    @property
-    def complete(self) -> bool:
-        """Whether every pixel has a place in the patient."""
-        return None not in (self.spacing, self.thickness, self.positions, self.readout, self.phase, self.normal)
-
-
-@dataclass(frozen=True)
 class Scan:
     """Raw k-space of a scan, not yet whitened; `read_slice(i)` gives (coil, ky, kx) complex64.
 
@@ -106,7 +85,7 @@ class Scan:
     noise: Tensor | None = field(default=None, repr=False)
     # (coil, ay, ax): the fully sampled centre of k-space, measured apart from the slices' own lines
     read_calibration: Callable[[int], Tensor] | None = field(default=None, repr=False)
-    geometry: Geometry = Geometry()
+    geometry: Geometry = field(default_factory=Geometry)
     remarks: tuple[str, ...] = ()  # what the reader found unusual and what it did about it, one sentence each
 
     @property

@@ -11,7 +11,7 @@ import pydicom
 import pytest
 
 from mrgen.review.export import Exports
-from mrgen.scans.scan import Geometry
+from mrgen.scans.geometry import Geometry
 
 
 def needs(program: str, package: str) -> None:

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 
 from mrgen.review.geometry import write_geometry
-from mrgen.scans.scan import Geometry
+from mrgen.scans.geometry import Geometry
 
 SLICES, ROWS, COLUMNS = 5, 24, 17
 MARKERS = [(3 + 2 * i, 12 - i) for i in range(SLICES)]  # (row, column) in each slice

@@ -15,7 +15,7 @@ import pytest
 from exporting import DICOM, KINDS, export, needs, objects, run, series
 
 from mrgen.review.identity import identity_of_options
-from mrgen.scans.scan import Geometry
+from mrgen.scans.geometry import Geometry
 
 RAS = np.array([-1, -1, 1])
 NOTICE = "RESEARCH USE ONLY - NOT FOR DIAGNOSTIC USE"

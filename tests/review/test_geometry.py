@@ -10,8 +10,8 @@ import pytest
 
 from mrgen.errors import MrgenError
 from mrgen.review.geometry import place, read_geometry, write_geometry
+from mrgen.scans.geometry import Geometry
 from mrgen.scans.open import open_scan
-from mrgen.scans.scan import Geometry
 
 MATRIX = oblique.ROWS, oblique.COLUMNS
 

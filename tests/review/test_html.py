@@ -24,7 +24,7 @@ from mrgen.review.geometry import NOMINAL_NOTICE, place
 from mrgen.review.output import Result, write_result
 from mrgen.review.pack import levels, pack, step_of
 from mrgen.review.stored import read_stored
-from mrgen.scans.scan import Geometry
+from mrgen.scans.geometry import Geometry
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 

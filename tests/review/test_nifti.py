@@ -11,7 +11,7 @@ from mrgen.errors import MrgenError
 from mrgen.review.geometry import place
 from mrgen.review.nifti import nifti_image, write_nifti
 from mrgen.review.stored import read_stored
-from mrgen.scans.scan import Geometry
+from mrgen.scans.geometry import Geometry
 
 RAS = np.array([-1, -1, 1])
 

@@ -11,9 +11,10 @@ from matplotlib.image import imread
 from mrgen import __version__
 from mrgen.errors import MrgenError
 from mrgen.review import output
+from mrgen.review.folder import prepare_output_dir
 from mrgen.review.geometry import read_geometry
 from mrgen.review.metrics import psnr, psnr_fit, scores, ssim
-from mrgen.scans.scan import Geometry
+from mrgen.scans.geometry import Geometry
 
 
 def make_result(reference: bool = True, slices: int = 3) -> output.Result:
@@ -124,8 +125,8 @@ def test_a_failure_leaves_no_file_behind(tmp_path, monkeypatch, step):
 def test_an_unwritable_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(MrgenError, match="cannot write to the output folder"):
-        output.prepare_output_dir(tmp_path / "file" / "out")
-    output.prepare_output_dir(tmp_path / "a" / "b")
+        prepare_output_dir(tmp_path / "file" / "out")
+    prepare_output_dir(tmp_path / "a" / "b")
     assert not list((tmp_path / "a" / "b").iterdir())
 
 

@@ -10,7 +10,7 @@ import pytest
 from exporting import DICOM, export, series
 
 from mrgen.review.overlay import towards
-from mrgen.scans.scan import Geometry
+from mrgen.scans.geometry import Geometry
 
 OVERLAY = replace(DICOM, overlay=True)
 

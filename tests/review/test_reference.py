@@ -15,7 +15,7 @@ from mrgen.review.export import Exports
 from mrgen.review.geometry import place
 from mrgen.review.identity import ANONYMOUS, Names
 from mrgen.review.reference import open_reference, place_by_reference
-from mrgen.scans.scan import Geometry
+from mrgen.scans.geometry import Geometry
 
 TAGS = {
     "PatientName": "Müller^Änne", "PatientID": "Q4711Z", "PatientBirthDate": "19700101", "PatientSex": "F",

@@ -12,7 +12,7 @@ from torch import Tensor
 from mrgen.errors import MrgenError
 from mrgen.physics.fourier import fft2c, ifft2c
 from mrgen.scans.doctor import Findings, examine, find_scans, orientation
-from mrgen.scans.scan import Geometry
+from mrgen.scans.geometry import Geometry
 
 SHAPE = (96, 80)
 

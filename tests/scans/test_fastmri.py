@@ -14,8 +14,8 @@ import torch
 from mrgen.errors import MrgenError
 from mrgen.physics.fourier import centre_crop, ifft2c
 from mrgen.scans.fastmri import open_fastmri
+from mrgen.scans.geometry import Geometry
 from mrgen.scans.header import anonymous_header, parse_header
-from mrgen.scans.scan import Geometry
 
 refuse = partial(reading.refuse, open_fastmri)
 
