@@ -18,7 +18,7 @@ import numpy as np
 
 SLICES, COILS, SHAPE = 30, 16, (640, 368)
 PEAK = "import resource; print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-IMPORT = "from mrgen.cli import main"
+IMPORT = "import mrgen.cli.recon"
 READ = "from mrgen.scans.open import open_scan; import sys; open_scan(sys.argv[1]).read_slice(0)"
 RECON = """
 import sys

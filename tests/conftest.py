@@ -110,3 +110,15 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+@pytest.fixture
+def imported_by() -> Callable[..., set[str]]:
+    """imported_by(*arguments): the modules that a process of its own has imported when the command has ended well."""
+
+    def call(*arguments: object) -> set[str]:
+        code = "import atexit, sys; from mrgen import cli; atexit.register(lambda: print(*sys.modules)); cli.main()"
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        return set(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1].split())
+
+    return call

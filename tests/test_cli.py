@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
+from inspect import getdoc
 from pathlib import Path
 
 import h5py
@@ -15,7 +17,7 @@ import typer
 from typer.testing import CliRunner
 
 from mrgen import __version__, cli
-from mrgen.cli import common, train
+from mrgen.cli import common, train_prior
 from mrgen.cli import recon as recon_command
 from mrgen.errors import MrgenError
 from mrgen.posterior.reconstruct import reconstruct
@@ -55,6 +57,18 @@ def test_version_and_help(mrgen):
     for command in ("recon", "train-prior"):
         assert CliRunner().invoke(cli.app, [command, "--help"]).exit_code == 0
     assert "Not for diagnostic use" in CliRunner().invoke(cli.app, ["--help"]).output
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["export", "--help"], ["send", "--help"]])
+def test_torch_is_not_imported_to_ask_for_help(imported_by, arguments):
+    assert not {"torch", "matplotlib", "scipy.ndimage"} & imported_by(*arguments)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_the_list_of_commands_says_what_each_says_of_itself(name):
+    function = name.replace("-", "_")
+    command = getattr(import_module(f"mrgen.cli.{function}"), function)
+    assert getdoc(command).splitlines()[0] == cli.COMMANDS[name]
 
 
 @pytest.mark.parametrize("recipe", ["sense", "zero-filled"])
@@ -320,9 +334,9 @@ def test_train_prior_hands_its_options_on(mrgen, tmp_path, monkeypatch):
     protocol.write_text('description = "tiny"\nanatomy = "phantom"\n')
     seen: dict[str, object] = {}
     monkeypatch.setattr(
-        train.TrainingSet, "from_folder", lambda folder, protocol, cache, report, device: seen.update(cache=cache)
+        train_prior.TrainingSet, "from_folder", lambda folder, protocol, cache, report, device: seen.update(cache=cache)
     )
-    monkeypatch.setattr(train, "train", lambda data, protocol, out, **kw: seen.update(out=out, **kw) or out)
+    monkeypatch.setattr(train_prior, "train", lambda data, protocol, out, **kw: seen.update(out=out, **kw) or out)
     out = tmp_path / "p" / "prior.safetensors"
     arguments = ("train-prior", tmp_path, "--protocol", protocol, "-o", out, "--steps", 3, "--no-resume")
     code, text, _ = mrgen(*arguments, "--device", "cpu")

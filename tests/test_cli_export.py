@@ -69,7 +69,7 @@ def calibration(tmp_path) -> Path:
     return path
 
 
-def test_flags_and_overlays_are_written_by_recon_and_export(mrgen, scan, calibration, tmp_path):
+def test_flags_and_overlays_are_written_by_recon_and_export(mrgen, imported_by, scan, calibration, tmp_path):
     extra = ["--flag", 0.01, "--overlay"]
     code, text, error = mrgen("recon", scan, *SAMPLING, "--calibration", calibration, *extra, "-o", tmp_path / "out")
     assert code == 0, error
@@ -81,6 +81,8 @@ def test_flags_and_overlays_are_written_by_recon_and_export(mrgen, scan, calibra
     assert code == 0
     assert "regions in 2 of 2 slices" in text
     assert written(tmp_path / "again/dicom") == files
+    assert "torch" not in imported_by("export", tmp_path / "out/Doe_Jane.h5", *extra, "-o", tmp_path / "quick")
+    assert written(tmp_path / "quick") == written(tmp_path / "again")
     with h5py.File(tmp_path / "out/Doe_Jane.h5") as file:
         interval = nibabel.load(tmp_path / "out/nifti/interval.nii.gz")
         assert np.array_equal(np.asarray(interval.dataobj).T, file["interval"][()])

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import mrgen
+
 PACKAGE = Path(__file__).parents[1] / "mrgen"
 FILES = sorted(PACKAGE.rglob("*.py"))
 EVERYONE = {"errors", "settings"}
@@ -70,6 +72,18 @@ def test_imports_point_one_way(file):
     own = layer(file)
     assert own in ALLOWED, f"{own} has no place in the table of layers"
     assert layers_imported(parse(file), package) - {own} <= ALLOWED[own]
+
+
+def test_every_public_name_is_found_where_type_checkers_find_it():
+    """Names are imported when they are asked for."""
+    homes = [f"{home}.{name}" for home, names in mrgen._HOMES.items() for name in names]
+    told = modules(parse(PACKAGE / "__init__.py"), ("mrgen",))
+    assert sorted(homes) == sorted(name for name in told if name.startswith("mrgen."))
+    assert {home.rpartition(".")[2] for home in homes} | {"__version__"} == set(mrgen.__all__) <= set(dir(mrgen))
+    for name in mrgen.__all__:
+        assert getattr(mrgen, name) is not None
+    with pytest.raises(ImportError, match="cannot import name 'nothing'"):
+        from mrgen import nothing  # noqa: F401
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))

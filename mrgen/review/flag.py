@@ -13,8 +13,8 @@ has never seen may lie outside all of them, and nothing be wrong within.
 from __future__ import annotations
 
 import numpy as np
+import scipy  # its parts, which are slow to import, load where they are first used
 from numpy.typing import NDArray
-from scipy.ndimage import label
 
 from mrgen.errors import MrgenError
 from mrgen.review.metrics import body
@@ -43,7 +43,7 @@ def flagged(interval: Volume, image: Volume, threshold: float) -> NDArray[np.boo
 
 def _without_specks(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The regions of `mask` (y, x) that are large enough."""
-    regions, _ = label(mask, _NEIGHBOURS)
+    regions, _ = scipy.ndimage.label(mask, _NEIGHBOURS)
     large = np.bincount(regions.ravel()) >= SMALLEST
     large[0] = False  # what is in no region
     kept: NDArray[np.bool_] = large[regions]

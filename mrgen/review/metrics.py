@@ -23,8 +23,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import scipy  # its parts, which are slow to import, load where they are first used
 from numpy.typing import NDArray
-from scipy.ndimage import uniform_filter
 
 from mrgen.review.uncertainty import ause, coverage, rank_correlation
 
@@ -88,7 +88,7 @@ def ssim(image: Array, reference: Array, peak: float | None = None) -> float:
 
     def mean(a: NDArray[np.float64]) -> NDArray[np.float64]:
         inside = slice(WINDOW // 2, -(WINDOW // 2))
-        filtered: NDArray[np.float64] = uniform_filter(a, size=WINDOW, axes=(-2, -1))[..., inside, inside]
+        filtered: NDArray[np.float64] = scipy.ndimage.uniform_filter(a, size=WINDOW, axes=(-2, -1))[..., inside, inside]
         return filtered
 
     m_x, m_r = mean(x), mean(r)

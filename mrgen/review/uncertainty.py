@@ -40,9 +40,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy  # its parts, which are slow to import, load where they are first used
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
-from scipy.special import stdtrit  # scipy.stats has it too, and takes a second to import
 
 Values = NDArray[np.floating[Any]]
 
@@ -78,8 +77,8 @@ def local_rms(values: Values, inside: NDArray[np.bool_], width: float) -> Values
 
     `values` is (y, x); the result holds the pixels inside, (N,). `width` is in pixels.
     """
-    weights = gaussian_filter(inside.astype(np.float64), width)
-    total = gaussian_filter(np.where(inside, values, 0).astype(np.float64) ** 2, width)
+    weights = scipy.ndimage.gaussian_filter(inside.astype(np.float64), width)
+    total = scipy.ndimage.gaussian_filter(np.where(inside, values, 0).astype(np.float64) ** 2, width)
     rms: Values = np.sqrt(total[inside] / weights[inside])
     return rms
 
@@ -106,7 +105,8 @@ def std_sampling_error(n: int) -> float:
 
 def exact_factor(n: int, share: float) -> float:
     """q of the interval that covers `share` if the n samples are exact draws of a Gaussian posterior."""
-    return float(stdtrit(n - 1, (1 + share) / 2) * np.sqrt(1 + 1 / n))
+    # scipy.stats has it too, and takes a second to import
+    return float(scipy.special.stdtrit(n - 1, (1 + share) / 2) * np.sqrt(1 + 1 / n))
 
 
 def calibrated_factor(scores: Sequence[Values], share: float) -> float:
