@@ -21,6 +21,15 @@ from mrgen.scans.geometry import Geometry
 Volume = NDArray[np.float32]
 SERIES = ("reconstruction", "std", "zero_filled", "interval")  # the images that leave mrgen
 _NEEDED = ("recipe", "R", "seed", "first_slice", "scan_slices", "mrgen_version")
+# What the HTML report says of every result, and what of those to which the first word applies.
+_REPORTED = [
+    *("recipe.name", "coils.scan", "coils.virtual", "noise.from", "zero_filled_lines", "seed", "identity"),
+    *("flagged.rule", "flagged.figures.slice", "flagged.slices.slice", "flagged.slices.reasons"),
+]
+_SOMETIMES = [
+    *("lines.sampled", "lines.all", "points.sampled", "points.all", "metrics.slices.reconstruction", "metrics.volume"),
+    *("interval.coverage", "interval.factor", "interval.sha256"),
+]
 
 
 @dataclass(frozen=True)
@@ -130,7 +139,20 @@ def _report(file: h5py.File) -> dict[str, Any]:
         report = None
     if not isinstance(report, dict):
         raise MrgenError("its report is not what mrgen writes: reconstruct the scan again")
+    needed = _REPORTED + [key for key in _SOMETIMES if report.get(key.partition(".")[0])]
+    missing = [key for key in needed if not _holds(report, key.split("."))]
+    if not (report.get("lines") or report.get("points")):
+        missing.append("lines")
+    if missing:
+        raise MrgenError(f"its report lacks {', '.join(missing)}: reconstruct the scan again")
     return report
+
+
+def _holds(value: Any, path: list[str]) -> bool:
+    """Whether there is something at `path`, in every entry of a list."""
+    if isinstance(value, list):
+        return all(_holds(entry, path) for entry in value)
+    return not path or (isinstance(value, dict) and path[0] in value and _holds(value[path[0]], path[1:]))
 
 
 def _volume(file: h5py.File, name: str) -> Volume:

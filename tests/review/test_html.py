@@ -299,3 +299,27 @@ def test_a_result_of_an_older_version_is_refused(tmp_path):
         file["report"] = "[1"
     with pytest.raises(MrgenError, match=r"scan.h5: its report is not what mrgen writes"):
         read_stored(path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "lacks"),
+    [
+        ({"seed": None}, "seed"),
+        ({"recipe": {}, "identity": None}, "recipe.name, identity"),
+        ({"flagged": {"rule": "", "figures": [{"slice": 0}, {}], "slices": []}}, "flagged.figures.slice"),
+        ({"lines": None}, "lines"),
+        ({"lines": {"sampled": 9}}, "lines.all"),
+        ({"interval": {"coverage": 0.9, "sha256": "0"}}, "interval.factor"),
+        ({"metrics": {"slices": 3}}, "metrics.slices.reconstruction, metrics.volume"),
+    ],
+)
+def test_a_report_that_lacks_something_is_refused(mrgen, tmp_path, damage, lacks):
+    path = oblique.write_result(tmp_path / "scan.h5", oblique.oblique())
+    with h5py.File(path, "r+") as file:
+        report = json.loads(file["report"][()]) | damage
+        del file["report"]
+        file["report"] = json.dumps({name: value for name, value in report.items() if value is not None})
+    code, _, error = mrgen("export", path, "-o", tmp_path / "out")
+    assert code == 1
+    assert error == f"mrgen: error: scan.h5: its report lacks {lacks}: reconstruct the scan again\n"
+    assert not list((tmp_path / "out").iterdir())
