@@ -60,7 +60,8 @@ def send(
     for what, some in (("warning", warned), ("not stored", lost)):
         for outcome in some:
             typer.echo(f"{what} {outcome.path}: {outcome.status}", err=True)
-    typer.echo(f"stored  {len(files) - len(lost)} of {len(files)} objects")
+    before = sum(outcome.before for outcome in outcomes)
+    typer.echo(f"stored  {len(files) - len(lost)} of {len(files)} objects" + f", {before} already there" * (before > 0))
     if lost:
         raise MrgenError(f"{len(lost)} of {len(files)} objects were not stored, as listed above: send these again")
     if warned:

@@ -2,7 +2,7 @@
 
 What may pass (no connection, a busy server, one out of resources: C-STORE A7xx, HTTP 408, 429 and 5xx) is tried again
 after 1, 2, 4, ... s; what was refused for good is not. Sending an object twice does no harm: its UID follows from its
-content.
+content, so that a duplicate (C-STORE status 0111) is the object itself, and stored.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from mrgen.errors import MrgenError
 from mrgen.scans.files import reason
 
 _SECONDS = 60  # to wait for an answer
+_DUPLICATE = 0x0111  # PS3.7 Annex C
 _BUSY = 408, 429, 500, 502, 503, 504
 _MISSING = "sending needs the packages pynetdicom and dicomweb-client: pip install 'mrgen[pacs]'"
 
@@ -30,6 +31,7 @@ class Outcome:
     stored: bool
     status: str  # in words; empty where it was stored and that is all
     again: bool = False  # whether another try may help
+    before: bool = False  # whether it was there already
 
 
 Transmit = Callable[[list[Path]], Iterator[Outcome]]
@@ -143,6 +145,8 @@ def _status(path: Path, answer: Any) -> Outcome:
 
     if "Status" not in answer:
         return Outcome(path, False, "the connection was lost, or no answer came", again=True)
+    if answer.Status == _DUPLICATE:
+        return Outcome(path, True, "", before=True)
     category = code_to_category(answer.Status)
     comment = f", {answer.ErrorComment}" if answer.get("ErrorComment") else ""
     said = "" if answer.Status == 0 else f"status 0x{answer.Status:04X} ({category}{comment})"

@@ -237,6 +237,18 @@ def test_the_exit_code_tells_how_it_went(mrgen, three):
         assert str(three[1]) not in error
 
 
+def test_duplicates_count_as_stored(mrgen, three):
+    with node(lambda n: 0x0111 if n < 3 else 0) as (port, received):
+        found, text, error = mrgen("send", *three, "--host", "127.0.0.1", "--port", port, "--aec", "PACS")
+    assert (found, text, error) == (0, "stored  3 of 3 objects, 2 already there\n", "")
+    assert len(received) == 3
+    with node(lambda n: {1: 0x0111, 2: 0x0110}.get(n, 0)) as (port, _):
+        found, text, error = mrgen("send", *three, "--host", "127.0.0.1", "--port", port, "--aec", "PACS")
+    assert (found, text) == (1, "stored  2 of 3 objects, 1 already there\n")
+    assert f"not stored {three[1]}: status 0x0110" in error
+    assert str(three[0]) not in error
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
