@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mrgen.cli.common import Device, interruptible, progress_on_stderr
+from mrgen.cli.common import Device, OnDevice, PriorFile, RecipeName, Samples, interruptible, progress_on_stderr
 from mrgen.cli.recon import choose_mask, load_recipe, parse_slices, refuse_namesakes
 from mrgen.errors import MrgenError
 from mrgen.posterior.batch import Batch
@@ -61,17 +61,13 @@ def calibrate(
     accelerations: Annotated[
         list[float] | None, typer.Option("--R", "-r", help="Undersample by this factor; several times for several.")
     ] = None,
-    recipe_name: Annotated[
-        str, typer.Option("--recipe", help="A recipe's name, or a .toml file of your own.")
-    ] = "posterior",
-    prior_file: Annotated[
-        Path | None, typer.Option("--prior", help="A prior (.safetensors); without it, the bundled one.")
-    ] = None,
-    samples: Annotated[int | None, typer.Option(min=2, help="Posterior samples; without it, the recipe's.")] = None,
+    recipe_name: RecipeName = "posterior",
+    prior_file: PriorFile = None,
+    samples: Samples = None,
     share: Annotated[float, typer.Option("--coverage", help="Share of the pixels to cover.")] = 0.9,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the masks' offsets and the samples.")] = 0,
     slices: Annotated[str | None, typer.Option(metavar="A:B", help="Only the slices A to B - 1 of each scan.")] = None,
-    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
+    device: OnDevice = Device.auto,
 ) -> None:
     """Fit the interval for `mrgen recon --calibration`: by which factor of the std the fully sampled image is covered.
 

@@ -1,4 +1,4 @@
-"""What the commands share: the device, progress on stderr."""
+"""What the commands share: options, the device, progress on stderr."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 from types import FrameType
+from typing import Annotated
 
 import torch
 import typer
@@ -19,6 +21,14 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from mrgen.errors import MrgenError
 
 PROGRESS_SECONDS = 20.0  # between lines of progress where stderr is no terminal
+
+RecipeName = Annotated[str, typer.Option("--recipe", help="A recipe's name, or a .toml file of your own.")]
+PriorFile = Annotated[Path | None, typer.Option("--prior", help="A prior (.safetensors); without it, the bundled one.")]
+Samples = Annotated[int | None, typer.Option(min=2, help="Posterior samples; without it, the recipe's.")]
+Slices = Annotated[str | None, typer.Option(metavar="A:B", help="Only the slices A to B - 1.")]
+ScanFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Scans to learn from.")]
+ProtocolName = Annotated[str, typer.Option("--protocol", help="A protocol's name, or a .toml file of your own.")]
+NewPrior = Annotated[Path, typer.Option("--out", "-o", help="The prior to write, .safetensors.")]
 
 
 class Device(StrEnum):
@@ -35,6 +45,9 @@ class Device(StrEnum):
         if self is Device.auto:
             return "cuda" if torch.cuda.is_available() else "cpu"
         return self.value
+
+
+OnDevice = Annotated[Device, typer.Option(help="Where to compute.")]
 
 
 @contextmanager

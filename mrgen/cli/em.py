@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mrgen.cli.common import Device
+from mrgen.cli.common import Device, NewPrior, OnDevice, ProtocolName, ScanFolder
 from mrgen.errors import MrgenError
 from mrgen.posterior.em import network_steps
 from mrgen.prior.cache import alone
@@ -34,18 +34,18 @@ def _gaussian(items: list[StoredItem], matrix: tuple[int, int], protocol: Protoc
 
 
 def em(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Scans to learn from.")],
+    folder: ScanFolder,
     start: Annotated[
         str, typer.Option(metavar="PRIOR|gaussian", help="The prior to begin with, or a Gaussian fitted to the scans.")
     ],
-    protocol_name: Annotated[str, typer.Option("--protocol", help="A protocol's name, or a .toml file of your own.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The prior to write, .safetensors.")],
+    protocol_name: ProtocolName,
+    out: NewPrior,
     work: Annotated[Path, typer.Option(help="Folder for samples and the prior of each round, to be resumed from.")],
     rounds: Annotated[int, typer.Option(min=1, help="Rounds at most; it ends when one betters nothing.")] = 4,
     diffem: Annotated[
         bool, typer.Option("--diffem", help="Learn to reconstruct in each round, and a prior in the end (DiffEM).")
     ] = False,
-    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
+    device: OnDevice = Device.auto,
     cache: Annotated[
         Path | None, typer.Option(help="Folder for prepared slices, to share; without it, 'cache' in the work folder.")
     ] = None,

@@ -16,7 +16,7 @@ import torch
 import typer
 from torch import Tensor
 
-from mrgen.cli.common import Device, interruptible, progress_on_stderr
+from mrgen.cli.common import Device, OnDevice, PriorFile, RecipeName, Samples, Slices, interruptible, progress_on_stderr
 from mrgen.cli.export import (
     DEFAULT_FORMATS,
     Flag,
@@ -231,18 +231,14 @@ def recon(
     map_sets: Annotated[
         MapSets, typer.Option(help="Sets of coil maps; auto: 2 where the object wraps into the field of view.")
     ] = MapSets.auto,
-    recipe_name: Annotated[
-        str, typer.Option("--recipe", help="A recipe's name, or a .toml file of your own.")
-    ] = "posterior",
-    prior_file: Annotated[
-        Path | None, typer.Option("--prior", help="A prior (.safetensors); without it, the bundled one.")
-    ] = None,
-    samples: Annotated[int | None, typer.Option(min=2, help="Posterior samples; without it, the recipe's.")] = None,
+    recipe_name: RecipeName = "posterior",
+    prior_file: PriorFile = None,
+    samples: Samples = None,
     interval_file: Annotated[
         Path | None, typer.Option("--calibration", help="A file of mrgen calibrate: adds the interval it was made for.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the mask's offset and the samples.")] = 0,
-    slices: Annotated[str | None, typer.Option(metavar="A:B", help="Only the slices A to B - 1.")] = None,
+    slices: Slices = None,
     save_samples: Annotated[
         bool, typer.Option("--save-samples", help="Keep every posterior sample in the .h5 file, too.")
     ] = False,
@@ -261,7 +257,7 @@ def recon(
     resume: Annotated[
         bool, typer.Option(help="Go on from the slices that an interrupted run has left, and skip finished scans.")
     ] = True,
-    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
+    device: OnDevice = Device.auto,
 ) -> None:
     """Reconstruct scans: posterior mean and spread, beside zero-filled and L1-wavelet images.
 

@@ -12,7 +12,7 @@ import typer
 from torch import Tensor
 
 from mrgen import __version__
-from mrgen.cli.common import Device, progress_on_stderr
+from mrgen.cli.common import Device, OnDevice, PriorFile, progress_on_stderr
 from mrgen.errors import MrgenError
 from mrgen.posterior.batch import Batch
 from mrgen.posterior.reconstruct import refuse_conditional
@@ -53,9 +53,7 @@ def _write(out: Path, samples: Tensor, title: str, attributes: dict[str, Any]) -
 
 def sample(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for samples.h5 and samples.png.")],
-    prior_file: Annotated[
-        Path | None, typer.Option("--prior", help="A prior (.safetensors); without it, the bundled one.")
-    ] = None,
+    prior_file: PriorFile = None,
     count: Annotated[int, typer.Option("-n", min=1, help="How many samples.")] = 16,
     shape: Annotated[
         str | None,
@@ -66,7 +64,7 @@ def sample(
     ] = None,
     steps: Annotated[int, typer.Option(min=2, help="Noise levels; more take longer and look better.")] = LEVELS,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same samples.")] = 0,
-    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
+    device: OnDevice = Device.auto,
 ) -> None:
     """Draw samples of a prior by itself, without a scan: what it believes images look like."""
     target, file = device.resolve(), prior_file or bundled_prior()

@@ -17,7 +17,7 @@ import typer
 from torch import Tensor
 
 from mrgen import __version__
-from mrgen.cli.common import progress_on_stderr
+from mrgen.cli.common import Slices, progress_on_stderr
 from mrgen.cli.recon import parse_slices
 from mrgen.errors import MrgenError
 from mrgen.physics.masks import PATTERNS, achieved_acceleration, fastmri_rng, sampling_mask
@@ -168,7 +168,7 @@ def simulate(
     count: Annotated[
         int | None, typer.Option(min=1, help="So many scans, each of another head: posed, sized and weighted anew.")
     ] = None,
-    slices: Annotated[str | None, typer.Option(metavar="A:B", help="Only the slices A to B - 1.")] = None,
+    slices: Slices = None,
     axis: Annotated[
         str | None,
         typer.Option(help="axial (NIfTI's default), coronal or sagittal slices; of an array: 0, 1 or 2."),

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mrgen.cli.common import Device
+from mrgen.cli.common import Device, NewPrior, OnDevice, ProtocolName, ScanFolder
 from mrgen.errors import MrgenError
 from mrgen.posterior.samplers import noise_levels
 from mrgen.posterior.unconditional import LEVELS, unconditional_samples
@@ -27,11 +27,11 @@ SAMPLES = 4  # on a sheet
 
 
 def train_prior(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Scans to learn from.")],
-    protocol_name: Annotated[str, typer.Option("--protocol", help="A protocol's name, or a .toml file of your own.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The prior to write, .safetensors.")],
+    folder: ScanFolder,
+    protocol_name: ProtocolName,
+    out: NewPrior,
     steps: Annotated[int | None, typer.Option(min=1, help="Updates; without it, the protocol's.")] = None,
-    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
+    device: OnDevice = Device.auto,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint beside the prior.")] = True,
     cache: Annotated[
         Path | None, typer.Option(help="Folder for prepared slices, to share; without it, 'cache' beside the prior.")
