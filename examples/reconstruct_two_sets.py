@@ -30,6 +30,7 @@ from torch import Tensor
 from mrgen.errors import MrgenError
 from mrgen.posterior.reconstruct import draw, regularised
 from mrgen.prior.files import Prior, bundled_prior, load_prior
+from mrgen.review.figure import NOTICE
 from mrgen.review.metrics import psnr_fit
 from mrgen.review.run import slice_generator
 from mrgen.scans.open import open_scan
@@ -70,6 +71,7 @@ def picture(path: Path, shown: dict[str, Tensor], rss: Tensor) -> None:
         below.set_title("error x 5" if title != "RSS" else "")
     for axis in axes.flat:
         axis.axis("off")
+    figure.supxlabel(NOTICE, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=55, metadata={"Software": None})
     print(f"wrote {path}")

@@ -31,6 +31,7 @@ from mrgen.errors import MrgenError
 from mrgen.physics.cg import conjugate_gradient
 from mrgen.physics.espirit import espirit_maps
 from mrgen.physics.operators import sense, sense_normal
+from mrgen.review.figure import NOTICE
 from mrgen.review.metrics import best_scale
 from mrgen.scans.open import open_scan
 from mrgen.scans.prepare import calibration_data, prepare_slice
@@ -101,6 +102,7 @@ def picture(path: Path, reference: Tensor, images: dict[str, Tensor], second: Te
         axes[1, column].imshow((image - reference).abs().numpy() * 5, cmap="gray", vmin=0, vmax=1)
     for axis in axes.flat:
         axis.axis("off")
+    figure.supxlabel(NOTICE, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100, metadata={"Software": None})
     print(f"wrote {path}")

@@ -76,8 +76,6 @@ class Proximal:
         self.shares = 1.0 if local else power_shares(slice_)
         self.filled = (self.support.sum() / slice_.kspace[0].numel()).clamp_min(1)  # matrices that the sets fill
         self.probed = 1  # so many of the first images have an E of their own
-        self.shares = 1.0 if local else power_shares(slice_)
-        self.filled = (self.support.sum() / slice_.kspace[0].numel()).clamp_min(1)  # matrices that the sets fill
         self.operator, self.columns = sense_points(slice_.maps, slice_.mask, sets=slice_.sets > 1)
         self.data = slice_.kspace[..., self.columns]
         self.adjoint_data = self.operator.adjoint(self.data)

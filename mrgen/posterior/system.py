@@ -155,7 +155,7 @@ class System:
     def __call__(self, q: Tensor, spread: Tensor | None = None) -> tuple[Map, Map]:
         """v -> E^(1/2) A^H A E^(1/2) v of images, and r -> P^-1 r of k-space.
 
-        q is (n, ky, kx), (ky, kx) or (), `spread` E^(1/2), (1, y, x), or None where it is 1.
+        q is (n, ky, kx) or one for all n, `spread` E^(1/2), (1, y, x), or None where it is 1.
         """
         measured, gram = self.measured, self.gram
         if spread is not None:
@@ -168,13 +168,17 @@ class System:
             return self.normal(v, gram)
 
         diagonal = 1 + q * measured
-        exponent = round(float((q[0] if q.ndim >= 3 else q).log2().mean()) / 2)
+        first = q[0] if q.ndim == self.maps.ndim else q
+        exponent = round(float(first.log2().mean()) / 2)
         if gram is None or exponent <= 0:
             inverse_diagonal = twice(1 / diagonal)
             return normal, lambda r: scaled(inverse_diagonal, r)
-        if spread is not None or self.kept is None or self.kept[0] != exponent:
-            self.kept = exponent, inverse_rows(gram, 4.0**exponent)
-        inverse = self.kept[1]
+        if spread is not None:
+            inverse = inverse_rows(gram, 4.0**exponent)
+        else:
+            if self.kept is None or self.kept[0] != exponent:
+                self.kept = exponent, inverse_rows(gram, 4.0**exponent)
+            inverse = self.kept[1]
         g = twice(((1 + 4.0**exponent * measured) / (diagonal * math.prod(diagonal.shape[-2:]))).sqrt())
 
         def precondition(r: Tensor) -> Tensor:

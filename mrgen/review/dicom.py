@@ -172,6 +172,21 @@ class Objects:
             ds.PatientPosition = "" if self.placement.nominal else self.sequence.patient_position or ""
         return ds
 
+    def arguments(self, template: Dataset, role: Role, number: int) -> dict[str, Any]:
+        """What every class of highdicom asks for, of object `number` of a series, begun as `template` by `common`."""
+        return {
+            "series_instance_uid": template.SeriesInstanceUID,
+            "series_number": role.number,
+            "sop_instance_uid": template.SOPInstanceUID,
+            "instance_number": number,
+            "manufacturer": MANUFACTURER,
+            "manufacturer_model_name": "mrgen",
+            "software_versions": template.SoftwareVersions,
+            "device_serial_number": "none",
+            "content_description": role.name,
+            "content_creator_name": "mrgen^",
+        }
+
     def adopt(self, made: Any, template: Dataset, role: Role) -> None:
         """Put what `common` gave as `template` into an object that highdicom has made.
 

@@ -30,6 +30,7 @@ Points = NDArray[np.float64]
 NOMINAL_NOTICE = "NOMINAL GEOMETRY, L/R NOT VERIFIED"
 _SAME = 1e-3  # mm: positions closer than this are one
 _EQUAL = 0.01  # of the distance between slices
+_SLANT = 0.26  # sine of 15 degrees, which are worth a letter
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,14 @@ class Placement:
         matrix[:3, 2] = self.step()
         matrix[:3, 3] = self.origins[0]
         return matrix
+
+
+def towards(direction: Points) -> str:
+    """The letters of PatientOrientation for a unit vector (3,) in LPS: LP is to the left, and less so, posterior."""
+    order = sorted(range(3), key=lambda axis: -abs(direction[axis]))
+    return "".join(
+        ("RL", "AP", "FH")[axis][int(direction[axis] > 0)] for axis in order if abs(direction[axis]) > _SLANT
+    )
 
 
 def place(geometry: Geometry, count: int, matrix: tuple[int, int]) -> Placement:

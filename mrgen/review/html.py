@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from mrgen.review.figure import NOTICE, label
-from mrgen.review.geometry import NOMINAL_NOTICE, Placement
+from mrgen.review.geometry import NOMINAL_NOTICE, Placement, towards
 from mrgen.review.markup import Markup, joined, picture, tag
 from mrgen.review.metrics import best_scale
 from mrgen.review.pack import COARSE, levels, pack, step_of
@@ -77,15 +77,11 @@ def map_label(name: str, samples: int | None) -> str:
 
 
 def edges(placement: Placement) -> dict[str, str] | None:
-    """What lies at the image's edges, such as A or AR, by the larger parts of its directions; None if nominal."""
+    """What lies at the image's edges, such as A or AR; None if nominal."""
     if placement.nominal:
         return None
-    found = {}
-    for direction, edge, opposite in ((placement.along_x, "right", "left"), (placement.along_y, "bottom", "top")):
-        order = [axis for axis in np.argsort(-np.abs(direction)) if abs(direction[axis]) > 0.3]
-        found[edge] = "".join("LPH"[axis] if direction[axis] > 0 else "RAF"[axis] for axis in order)
-        found[opposite] = "".join("RAF"[axis] if direction[axis] > 0 else "LPH"[axis] for axis in order)
-    return found
+    x, y = placement.along_x, placement.along_y
+    return {"left": towards(-x), "right": towards(x), "top": towards(-y), "bottom": towards(y)}
 
 
 def thumbnails(stored: Stored, placement: Placement) -> Iterator[Markup]:
@@ -169,6 +165,8 @@ def _samples(stored: Stored, budget: float, pool: ThreadPoolExecutor) -> tuple[d
     order = sorted(held, key=lambda i: abs(2 * i + 1 - held.start - held.stop))
     blocks: dict[str, str] = {}
     for begin in range(0, len(order), _AT_ONCE):
+        if budget < 0:
+            break
         some = order[begin : begin + _AT_ONCE]
         for i, text in zip(some, pool.map(packed, some), strict=True):
             budget -= len(text)

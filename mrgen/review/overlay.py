@@ -24,7 +24,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from mrgen.review.dicom import NOTICE, Objects, Role, coded, decimals, referred
-from mrgen.review.geometry import NOMINAL_NOTICE, Points
+from mrgen.review.geometry import NOMINAL_NOTICE, towards
 from mrgen.review.stored import Volume
 
 Picture = NDArray[np.uint8]  # (row, column, 3)
@@ -42,7 +42,6 @@ _WIDTH = 512  # least width in pixels, for the label
 _PERCENTILES = {"reconstruction": 99.0, "std": 99.9}  # that white and the palette's end stand for
 _HOT_IRON = "1.2.840.10008.1.5.1"  # its UID
 _MARGIN = 8
-_SLANT = 0.26  # sine of 15 degrees, which are worth a letter
 _WHITE, _YELLOW = (255, 255, 255), (255, 220, 0)
 
 
@@ -126,14 +125,6 @@ def hot_iron(values: Volume | NDArray[np.float64]) -> Picture:
     """The colours (..., 3) of values from 0 to 1."""
     colours: Picture = apply_color_lut(np.rint(255 * values).astype(np.uint8), palette=_HOT_IRON)
     return colours
-
-
-def towards(direction: Points) -> str:
-    """The letters of PatientOrientation for a unit vector (3,) in LPS: LP is to the left, and less so, posterior."""
-    order = sorted(range(3), key=lambda axis: -abs(direction[axis]))
-    return "".join(
-        ("RL", "AP", "FH")[axis][int(direction[axis] > 0)] for axis in order if abs(direction[axis]) > _SLANT
-    )
 
 
 def overlay_series(objects: Objects, mean: list[Dataset], std: list[Dataset]) -> Iterator[Dataset]:

@@ -17,7 +17,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ParametricMapStorage
 
-from mrgen.review.dicom import MANUFACTURER, Objects, Role, coded, interval_meaning, interval_name
+from mrgen.review.dicom import Objects, Role, coded, interval_meaning, interval_name
 from mrgen.review.stored import Stored
 
 _PERCENTILE = 99.9  # of the map, that the window reaches up to
@@ -44,14 +44,6 @@ def parametric_map(objects: Objects, name: str, slices: slice, sources: list[Dat
     made: Any = ParametricMap(
         sources[slices],
         np.ascontiguousarray(volume, np.float32),
-        series_instance_uid=template.SeriesInstanceUID,
-        series_number=role.number,
-        sop_instance_uid=template.SOPInstanceUID,
-        instance_number=number,
-        manufacturer=MANUFACTURER,
-        manufacturer_model_name="mrgen",
-        software_versions=template.SoftwareVersions,
-        device_serial_number="none",
         contains_recognizable_visual_features=True,  # of a head; nobody has looked
         image_flavor=role.image_type[2],
         derived_pixel_contrast=role.image_type[3],
@@ -69,9 +61,8 @@ def parametric_map(objects: Objects, name: str, slices: slice, sources: list[Dat
             highdicom.VOILUTTransformation(window_center=top / 2, window_width=top, voi_lut_function="LINEAR_EXACT")
         ],
         content_label=name.upper(),
-        content_description=role.name,
-        content_creator_name="mrgen^",
         derivation=role.derivation,
+        **objects.arguments(template, role, number),
     )
     objects.adopt(made, template, role)
     made.SharedFunctionalGroupsSequence[0].FrameAnatomySequence = [_anatomy()]

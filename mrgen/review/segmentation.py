@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import SegmentationStorage
 
-from mrgen.review.dicom import MANUFACTURER, Objects, Role, interval_meaning
+from mrgen.review.dicom import Objects, Role, interval_meaning
 from mrgen.review.flag import flagged, rule
 
 LABEL = "Uncertain region"
@@ -42,7 +42,6 @@ def segmentation(
     """The regions `mask` (slice, y, x) of a volume, `number` of its series, made from the images `sources`."""
     role = flag_role(objects, threshold)
     template = objects.common(SegmentationStorage, role, number)
-    version = str(template.SoftwareVersions)
     segment = SegmentDescription(
         segment_number=1,
         segment_label=LABEL,
@@ -50,7 +49,11 @@ def segmentation(
         segmented_property_type=codes.DCM.RegionInSpace,
         algorithm_type="AUTOMATIC",
         algorithm_identification=AlgorithmIdentificationSequence(
-            "mrgen --flag", codes.DCM.ArtificialIntelligence, version, "mrgen", {"threshold": f"{threshold:g}"}
+            "mrgen --flag",
+            codes.DCM.ArtificialIntelligence,
+            str(template.SoftwareVersions),
+            "mrgen",
+            {"threshold": f"{threshold:g}"},
         ),
         tracking_id=LABEL,
         tracking_uid=objects.names.uid(role.folder, threshold, "segment"),
@@ -62,17 +65,8 @@ def segmentation(
         mask,
         "BINARY",
         [segment],
-        series_instance_uid=template.SeriesInstanceUID,
-        series_number=role.number,
-        sop_instance_uid=template.SOPInstanceUID,
-        instance_number=number,
-        manufacturer=MANUFACTURER,
-        manufacturer_model_name="mrgen",
-        software_versions=version,
-        device_serial_number="none",
         content_label="UNCERTAIN",
-        content_description=role.name,
-        content_creator_name="mrgen^",
+        **objects.arguments(template, role, number),
     )
     objects.adopt(made, template, role)
     made.Modality = "SEG"

@@ -55,20 +55,20 @@ def _number(value: float | None, digits: int) -> str:
 
 def _scores(stored: Stored) -> Markup:
     """Of every slice, as far as they are known; and of every image of the volume, where there is a reference."""
-    report = stored.report
+    report, first = stored.report, stored.attributes["first_slice"]
     metrics = report.get("metrics")
     columns = {"PSNR, dB": ("psnr_fit", 2), "SSIM": ("ssim_fit", 3), "NMSE": ("nmse_fit", 4)}
     parts = []
     listed = {flag["slice"] for flag in report["flagged"]["slices"]}
     head, lines = [], []
     for row in report["flagged"]["figures"]:
-        number, i = row["slice"], row["slice"] - stored.attributes["first_slice"]
+        number = row["slice"]
         cells = dict(_slice_cells(stored, row))
         if metrics:
-            score = metrics["slices"][i]["reconstruction"]
+            score = metrics["slices"][number - first]["reconstruction"]
             cells = {title: _number(score[key], digits) for title, (key, digits) in columns.items()} | cells
         head = ["", *cells, "second look"]
-        lines.append((slice_button(number, number - i), *cells.values(), "⚑ yes" if number in listed else ""))
+        lines.append((slice_button(number, first), *cells.values(), "⚑ yes" if number in listed else ""))
     if len(head) > 2:
         parts.append(table("Each slice", head, lines))
     if metrics:

@@ -143,9 +143,8 @@ def prepare_slice(
 
     On request, a fully sampled scan keeps two references. One is its coil combination S^H F^H k, the unbiased estimate
     of least variance of the image x that A = M F S takes to the data, noise included; its magnitude is that of
-    `Slice.magnitude`. The other is the RSS of the
-    whitened images of all coils, as fastMRI has it; the noise of C coils raises its background to sqrt(C) sigma0, which
-    no image of A's has.
+    `Slice.magnitude`. The other is the RSS of the whitened images of all coils, as fastMRI has it; the noise of C coils
+    raises its background to sqrt(C) sigma0, which no image of A's has.
 
     Raises MrgenError when fewer than 4 lines around the centre are fully sampled and there is no `calibration`, when
     the coils of noise, calibration and k-space differ in number, when there are fewer than `coils` or `map_sets`, or

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mrgen.physics.fourier import fft2c, ifft2c
 from mrgen.posterior.proximal import Proximal
-from mrgen.posterior.system import LEAF, from_centred, inverse_rows, transform
+from mrgen.posterior.system import LEAF, System, from_centred, inverse_rows, transform
 from mrgen.scans.scan import Slice
 
 
@@ -73,3 +73,13 @@ def test_a_draw_solves_the_system_in_centred_coordinates(shape: tuple[int, int],
         expected = support * (mean[i] + (b @ w).reshape(shape))
         torch.testing.assert_close(found[i], expected, rtol=1e-6, atol=1e-7)
     assert fft2c(found).abs().max() > 1
+
+
+def test_what_is_kept_between_levels_is_that_of_E_1() -> None:
+    maps = noise(3, 6, 8)
+    mask = torch.tensor([1.0, 0, 1, 1, 0, 1, 0, 1], dtype=torch.float64)
+    slice_ = Slice(mask * noise(3, 6, 8, seed=1), mask, maps, 0.1, 1.0, None)
+    q, r = torch.tensor(30.0, dtype=torch.float64), noise(1, 6, 8, seed=2)
+    system = System(slice_)
+    system(q, 0.5 + torch.rand(1, 6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3)))
+    torch.testing.assert_close(system(q)[1](r), System(slice_)(q)[1](r))

@@ -9,7 +9,7 @@ import oblique
 import pytest
 from exporting import DICOM, export, series
 
-from mrgen.review.overlay import towards
+from mrgen.review.geometry import towards
 from mrgen.scans.geometry import Geometry
 
 OVERLAY = replace(DICOM, overlay=True)
