@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mrgen.cli import calibrate as command
+from mrgen.cli.spread import check_lines
 from mrgen.errors import MrgenError
 from mrgen.review.calibration import Calibration, Level, Scored, fit_level, read_calibration, recipe_digest
 from mrgen.review.metrics import body
@@ -105,6 +106,17 @@ def test_without_samples_or_reference_there_is_nothing_to_calibrate(
         assert (code, error.count("\n")) == (1, 1)
         assert match in error
     assert not (tmp_path / "c.json").exists()
+
+
+def test_what_speaks_against_a_result_is_said() -> None:
+    def lines(ratio: float, error: float, residual: float = 1.0) -> str:
+        withheld = {"ratio": ratio, "standard_error": error, "lines": 2}
+        return "\n".join(check_lines([{"measured_share": 0.9, "residual": residual, "withheld": withheld}]))
+
+    assert "note" not in lines(1.4, 0.1)
+    assert "note" not in lines(1.6, 0.4)  # it may be 1
+    assert "THE SPREAD IS TOO SMALL" in lines(1.6, 0.2)
+    assert "NO IMAGE EXPLAINS THE DATA" in lines(1, 0.1, residual=1.6)
 
 
 def test_every_reconstruction_with_samples_is_checked(mrgen, heads, recipe, tmp_path):

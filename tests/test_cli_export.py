@@ -181,11 +181,21 @@ def test_a_skipped_scan_gets_the_formats_it_lacks(mrgen, scan, tmp_path, write_s
     code, text, _ = mrgen(*arguments)
     assert code == 0
     assert text.count("skipped ") == 2
+    assert "stays as it is" not in text
     after = written(tmp_path / "out")
     assert after.items() >= before.items()
     assert sorted(after.keys() - before.keys()) == sorted(
         [*(f"Doe_Jane/{name}" for name in (*DICOM, HTML)), f"other/{DICOM[0]}", f"other/{HTML}"]
     )
+
+
+def test_a_skipped_scan_says_that_its_dicom_stays(mrgen, scan, tmp_path, write_scan, phantom):
+    other = write_scan("other.h5", kspace=1e-3 * phantom(slices=1, shape=(32, 24)))
+    arguments = ["recon", scan, other, *SAMPLING, "--formats", "dicom", "-o", tmp_path / "out"]
+    assert mrgen(*arguments)[0] == 0
+    before = written(tmp_path / "out")
+    assert mrgen(*arguments, "--overlay")[1].count("dicom stays as it is: mrgen export makes it anew") == 2
+    assert written(tmp_path / "out") == before
 
 
 def test_a_failing_disk_leaves_what_was_there(mrgen, scan, tmp_path, monkeypatch):

@@ -99,6 +99,7 @@ def calibrate(
                         prior,
                         seed,
                         target,
+                        shown=0,
                         batch=batch,
                     )
                     name = f"{out.stem}-{file.stem}-R{acceleration:g}"

@@ -34,7 +34,7 @@ from mrgen.posterior.batch import Batch
 from mrgen.prior.distributed import join
 from mrgen.prior.files import bundled_prior, load_prior
 from mrgen.review.calibration import read_calibration
-from mrgen.review.export import HDF5, Exports, clear_exports, place_of
+from mrgen.review.export import DICOM, HDF5, Exports, clear_exports, place_of
 from mrgen.review.figure import NOTICE, label
 from mrgen.review.folder import prepare_output_dir
 from mrgen.review.output import finished, write_result
@@ -146,6 +146,10 @@ def _reconstruct(scan_file: Path, out: Path, plan: _Plan, skip_finished: bool) -
         missing = tuple(name for name in plan.exports.formats if name != HDF5 and not place_of(out, name).exists())
         for path in replace(plan.exports, formats=missing).write(out, out / f"{scan_file.stem}.h5", say):
             say(f"wrote   {path}")
+        if not plan.exports.plain and DICOM in plan.exports.formats and DICOM not in missing:
+            say(
+                f"note    {place_of(out, DICOM)} stays as it is: mrgen export makes it anew, with the options for DICOM"
+            )
         return
 
     _, measured, n_y, n_x = scan.shape

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from mrgen.review.second_look import FIGURES
 from mrgen.review.uncertainty import std_sampling_error
-
-WORSE = 1.5  # residual, or error over predicted error, from which on a result is not to be trusted as it stands
 
 
 def spread_lines(n: int, interval: dict[str, Any] | None) -> list[str]:
@@ -36,7 +35,7 @@ def check_lines(checks: list[dict[str, Any]]) -> list[str]:
         f"shares  {measured:.1%} of the image's power is measured, {1 - measured:.1%} the prior's (null space); "
         f"residual {residual:.2f} of the noise"
     ]
-    if residual > WORSE:
+    if residual > FIGURES["residual"].limit:
         lines.append(
             "note    NO IMAGE EXPLAINS THE DATA to their noise: wrong coil maps, motion, or a noise level that is too "
             "low; see mrgen inspect, try --map-sets 2 or --calibration-scan"
@@ -50,7 +49,7 @@ def check_lines(checks: list[dict[str, Any]]) -> list[str]:
             f"check   at {count} withheld lines the error is {ratio:.2f} ± {error:.2f} of what the spread predicts (1 "
             "is right)"
         )
-        if ratio > WORSE:
+        if ratio > FIGURES["withheld_ratio"].limit and ratio - 2 * error > 1:
             lines.append(
                 "note    THE SPREAD IS TOO SMALL for this scan: the prior may not know such an object, or the maps are "
                 "wrong; do not rely on the std, and hold the image against --recipe l1-wavelet"

@@ -22,7 +22,8 @@ resolution (the field of view / kernel):
     SNR(r) <= 1 / sqrt(1 - lambda(r))
 
 Pixels where this bound is below `least_snr` are outside the support: nothing visible can be there (Rose, J Opt Soc Am
-1948, puts the limit of what an eye can see at 3 to 5).
+1948, puts the limit of what an eye can see at 3 to 5). Those that the support encloses are kept nevertheless: few noisy
+calibration lines may hide tissue that stronger tissue surrounds, and what lies there would have to go elsewhere.
 
 The phase. An eigenvector has none of its own, so it is turned to that of one coil. Around a point where this coil is
 blind the phase of the maps, and of the image that they combine, would turn by 2 pi; the virtual coil that sees the
@@ -32,6 +33,7 @@ object best on average often has such a point inside it. So the coil is taken wh
 import math
 from collections.abc import Iterator
 
+import scipy
 import torch
 from torch import Tensor
 
@@ -110,6 +112,12 @@ def _leading_vectors(matrices: Tensor, start: Tensor, floor: float) -> tuple[Ten
     return value, vector
 
 
+def _enclosed(support: Tensor) -> Tensor:
+    """Pixels (y, x) in the holes of `support`."""
+    filled = torch.from_numpy(scipy.ndimage.binary_fill_holes(support.numpy(force=True)))
+    return filled.to(support.device) & ~support
+
+
 def _phase_reference(maps: Tensor, acs: Tensor) -> Tensor:
     """That one of the maps (batch, set, coil, y, x), for each set, that sees all of the object, (batch, set, 1, y, x).
 
@@ -134,9 +142,9 @@ def espirit_maps(
     """Coil maps (batch, coil, y, x) and their eigenvalues (batch, y, x), in [0, 1].
 
     `acs` is the fully sampled centre of whitened k-space, (batch, coil, ay, ax), with noise std `sigma`. At every pixel
-    sum_c |S_c|^2 is 1, or 0 where a signal could not reach `least_snr` times the noise; `least_snr=0` keeps every
-    pixel. The phase is that of the coil that sees everything best, whose map is real and positive: the image carries
-    its phase.
+    sum_c |S_c|^2 is 1, or 0 where a signal could not reach `least_snr` times the noise, but for pixels that others
+    enclose; `least_snr=0` keeps every pixel. The phase is that of the coil that sees everything best, whose map is real
+    and positive: the image carries its phase.
 
     With `sets` an axis is added: (batch, set, coil, y, x) and (batch, set, y, x), in descending order of eigenvalues,
     each set cut by its own. Two sets, orthogonal at every pixel, describe a field of view into which the object wraps:
@@ -170,7 +178,15 @@ def espirit_maps(
                 value, vector = values[:, -count:].flip(-1), vectors[..., -count:].flip(-1)
             maps[item, :, :, rows] = vector.permute(2, 1, 0).reshape(count, coils, -1, shape[1])
             eigenvalue[item, :, rows] = value.T.reshape(count, -1, shape[1])
-    maps = maps * (eigenvalue >= floor).unsqueeze(2)
+    kept = eigenvalue >= floor
+    for item in range(batch):
+        holes = _enclosed(kept[item, 0])
+        kept[item, 0] |= holes
+        if count == 1 and holes.any():  # their vectors were not needed before
+            for rows, pixels in _pixel_operators(signal[item], coils, size, shape):
+                if (inside := holes[rows]).any():
+                    maps[item, 0, :, rows][:, inside] = torch.linalg.eigh(pixels[inside.flatten()])[1][..., -1].T
+    maps = maps * kept.unsqueeze(2)
     maps = maps * torch.exp(-1j * _phase_reference(maps, acs).angle())
     return (maps[:, 0], eigenvalue[:, 0]) if sets is None else (maps, eigenvalue)
 

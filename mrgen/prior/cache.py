@@ -36,7 +36,7 @@ from torch import Tensor
 from mrgen.errors import MrgenError
 from mrgen.scans.scan import Slice
 
-FORMAT = "mrgen-slices-3"  # count up when preparation gives other slices than before: stored ones are then left alone
+FORMAT = "mrgen-slices-4"  # count up when preparation gives other slices than before: stored ones are then left alone
 LARGE = ("samples", "support", "maps")
 
 

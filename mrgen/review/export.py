@@ -44,6 +44,11 @@ class Exports:
     flag: float | None = None  # threshold of mrgen.review.flag, for a DICOM Segmentation
     overlay: bool = False  # the std in colour over the mean as a DICOM series
 
+    @property
+    def plain(self) -> bool:
+        """Whether nothing but formats was asked for."""
+        return replace(self, formats=FORMATS) == Exports()
+
     def check(self, out: Path, geometry: Geometry, count: int, total: int, matrix: tuple[int, int]) -> Placement:
         """The placement of `count` of `total` slices of `matrix` (y, x), as far as it is known before they are there.
 

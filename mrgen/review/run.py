@@ -56,6 +56,7 @@ class Run:
     intervals: Calibration | None = None  # of the spread
     check: bool = False  # hold the spread against withheld lines
     batch: Batch | None = None  # shared by runs, so that the next one knows how much fits into memory
+    shown: int | None = None  # slices in the middle whose samples are kept in any case; None: SHOWN
 
     @property
     def samples(self) -> int | None:
@@ -65,7 +66,8 @@ class Run:
     def sampled(self) -> range:
         """The slices, by their place among `slices`, whose samples are kept."""
         count = len(self.slices) if self.recipe.draws else 0
-        spare = 0 if self.save_samples else max(count - SHOWN, 0)
+        shown = SHOWN if self.shown is None else self.shown
+        spare = 0 if self.save_samples else max(count - shown, 0)
         return range(spare // 2, count - (spare + 1) // 2)
 
     @property

@@ -167,6 +167,22 @@ def test_the_support_leaves_out_the_background_and_nothing_of_the_object(
     assert bool((wider[0].norm(dim=0) > support - 1e-5).all())
 
 
+def test_dark_tissue_that_the_object_encloses_keeps_its_maps() -> None:
+    """A ring of signal with next to nothing inside: below the bound there, and yet not beside the object."""
+    _, truth, body = simulated()
+    y, x = torch.meshgrid(*[torch.linspace(-1, 1, n) for n in SHAPE], indexing="ij")
+    middle = (y / 0.45) ** 2 + (x / 0.36) ** 2 < 1
+    image = torch.where(middle, 0.002, body.double())
+    kspace = (fft2c(truth.to(torch.complex128) * image) + 0.05 * complex_normal(COILS, *SHAPE)).to(torch.complex64)
+    (maps, eigenvalue), (everywhere, _) = ours(kspace, 0.05), ours(kspace, 0.05, least_snr=0)
+    below = middle & (eigenvalue < 1 - 1 / 3**2)
+    assert below.sum() > 20
+    norm = maps.norm(dim=0)
+    torch.testing.assert_close(norm[middle], torch.ones(int(middle.sum())))
+    assert float(disagreement(maps, everywhere)[below].max()) < 1e-3  # the same eigenvectors
+    assert float((norm[~body] == 0).float().mean()) > 0.4
+
+
 @pytest.mark.parametrize("snr", [0.5, 2.0, 5.0, 20.0])
 def test_the_eigenvalue_tells_the_signal_to_noise_ratio(snr: float) -> None:
     # An object of independent pixels of that SNR in half of the image. Coil maps that vary within the kernel's
