@@ -103,6 +103,8 @@ def verdicts(cells: Cells, scans: Sequence[str], accelerations: Sequence[float],
 
 def overview(cells: Cells, scans: Sequence[str], acceleration: float, recipes: Sequence[str]) -> str:
     """PSNR of every scan and recipe at one R, with the mean where all scans were run."""
+    if not any((scan, acceleration, recipe) in cells for scan in scans for recipe in recipes):
+        return f"R = {acceleration:g}: {NOT_RUN}."
     lines = [f"| R = {acceleration:g}, PSNR (dB) | " + " | ".join(recipes) + " |", "|---" * (len(recipes) + 1) + "|"]
     columns = [[cells.get((scan, acceleration, recipe)) for scan in scans] for recipe in recipes]
     for number, scan in enumerate(scans):
@@ -134,7 +136,6 @@ def scores_table(cells: Cells, scan: str, accelerations: Sequence[float], recipe
         for recipe in recipes:
             cell = cells.get((scan, acceleration, recipe))
             if cell is None:
-                lines.append(f"| {acceleration:g} | {recipe} | {NOT_RUN} |" + " |" * (len(head) - 3))
                 continue
             spread = ["", "", "", ""]
             if "spread" in cell:
@@ -144,6 +145,9 @@ def scores_table(cells: Cells, scan: str, accelerations: Sequence[float], recipe
             row = [f"{acceleration:g} ({cell['achieved_R']:.2f})", recipe, f"{cell['psnr']:.2f}", f"{cell['ssim']:.3f}"]
             row += [f"{cell['nmse']:.4f}", _lambda(cell), f"{cell.get('n', '')}", *spread, f"{cell['seconds']:.0f}"]
             lines.append("| " + " | ".join(row) + " |")
+        missing = ", ".join(recipe for recipe in recipes if (scan, acceleration, recipe) not in cells)
+        if missing:
+            lines.append(f"| {acceleration:g} | {missing} | {NOT_RUN} |" + " |" * (len(head) - 3))
     return "\n".join(lines)
 
 

@@ -3,17 +3,17 @@
     python examples/measured_scans.py ../shared/data/scans -o docs/results/2026-11-22-measured-scans
 
 The middle slice of each scan, undersampled as `mrgen recon` does with the same R and seed, one set of coil maps or two
-as that chooses by itself. zero-filled, sense, l1-wavelet, tv, gaussian, pnp, red and posterior run; mmps and dps, which
-take ten times as long or more, where `--recipe` names them. lambda of sense, l1-wavelet and tv is tuned for each scan
-and R on the scan's own reference, which no real reconstruction can do: theirs are upper bounds, the others' are not.
+as that chooses by itself. zero-filled, sense, l1-wavelet, tv, gaussian, pnp, red and posterior run; mmps and dps are
+slow and run where `--recipe` names them. lambda of sense, l1-wavelet and tv is tuned for each scan and R on the scan's
+own reference, which no real reconstruction can do: theirs are upper bounds, the others' are not.
 
 A scan that was undersampled when measured has no reference: its recipes choose lambda as shipped, and the spread is
 held against withheld points.
 
 Each reconstruction is kept in the `--work` folder, images and all, as soon as it is finished, the telling ones first:
-what is there, by the same recipe, prior and scan, is not run again. The pages tell of all that is there and mark what
-is not. They are rewritten after each R; with `--pages` nothing runs. Pictures of scans whose licence does not allow it
-stay in the work folder. Research use only. Not for diagnostic use.
+what is there, by the same recipe, prior and scan, is not run again; remove it after a change of the code. The pages
+tell of all that is there and mark what is not. They are rewritten after each R; with `--pages` nothing runs. Pictures
+of scans whose licence does not allow it stay in the work folder. Research use only. Not for diagnostic use.
 """
 
 from __future__ import annotations
