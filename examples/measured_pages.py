@@ -89,7 +89,7 @@ def verdicts(cells: Cells, scans: Sequence[str], accelerations: Sequence[float],
     wanted = f"R = {AT}: {MAIN} at least {GAIN:g} dB above the tuned {RIVAL} on average over"
     average(scans, RIVAL, GAIN, f"{wanted} {len(scans)} scans")
     for rival in (recipe for recipe in recipes if recipe not in (MAIN, RIVAL)):
-        average(scans, rival, 0, f"and above {rival}")
+        average(scans, rival, 0, f"and above {rival} on average")
     average(unseen, RIVAL, GAIN, f"{wanted} the {len(unseen)} that no setting was chosen on")
     found = [gain for acceleration in accelerations for gain in gains(cells, unseen, acceleration, RIVAL)]
     known = [gain for gain in found if gain is not None]
@@ -109,7 +109,7 @@ def overview(cells: Cells, scans: Sequence[str], acceleration: float, recipes: S
     columns = [[cells.get((scan, acceleration, recipe)) for scan in scans] for recipe in recipes]
     for number, scan in enumerate(scans):
         row = [column[number] for column in columns]
-        best = max((cell["psnr"] for cell in row if cell), default=None)
+        best = max(cell["psnr"] for cell in row if cell) if (scan, acceleration, MAIN) in cells else None
         shown = [NOT_RUN if cell is None else f"{cell['psnr']:.2f}" for cell in row]
         marked = [
             f"**{text}**" if cell and cell["psnr"] == best else text for cell, text in zip(row, shown, strict=True)

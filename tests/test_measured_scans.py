@@ -63,8 +63,8 @@ def test_verdict_on_every_other_recipe(pages: ModuleType) -> None:
     cells = cells_of({(SEEN, 8): 1.0, (OTHER, 8): -1.5}, "red")
     text = pages.verdicts(cells, [SEEN, OTHER], ALL_R, ["posterior", "red", "tv"])
     assert verdict_column(text)[1:3] == ["missed", "open"]
-    assert "| and above red | mean -0.25 (+1.00, -1.50) |" in text
-    assert "| and above tv | not run |" in text
+    assert "| and above red on average | mean -0.25 (+1.00, -1.50) |" in text
+    assert "| and above tv on average | not run |" in text
 
 
 def test_the_mean_is_of_all_scans_or_none(pages: ModuleType) -> None:
