@@ -45,22 +45,37 @@ from mrgen.settings import Recipe, Sampling, load
 SENSE_GRID = [0.001 * 2**k for k in range(9)]  # 0.001 to 0.256, scaled image units
 L1_GRID = [0.00031 * 2**k for k in range(7)]  # 0.00031 to 0.02
 SENSE_ITERATIONS, L1_ITERATIONS = 30, 100
+BEYOND = 6  # lambdas tried beyond the ends of a grid
 
 Row = dict[str, Any]
 Regularised = Callable[[Slice, float], Tensor]
 Score = Callable[[Tensor], dict[str, float]]
 
 
-def tune(method: Regularised, slice_: Slice, grid: list[float], score: Score) -> tuple[float, Tensor]:
-    """The lambda of `grid` whose image has the best PSNR against the slice's reference, and that image.
+def tune(method: Regularised, slice_: Slice, grid: list[float], score: Score) -> tuple[float, Tensor, int]:
+    """The lambda whose image has the best PSNR against the slice's reference, that image, and how many were tried.
 
-    An oracle: it needs the fully sampled scan. For benchmarks only.
+    Those of the geometric `grid`, and beyond an end of it, by the same factor, as long as that is better; not for more
+    than BEYOND. An oracle: it needs the fully sampled scan. For benchmarks only.
     """
-    images = {regularisation: method(slice_, regularisation) for regularisation in grid}
-    best = max(grid, key=lambda regularisation: score(images[regularisation])["psnr"])
-    if best in (grid[0], grid[-1]):
-        print(f"the best lambda, {best:g}, lies at the end of its grid", file=sys.stderr)
-    return best, images[best]
+    images: dict[float, Tensor] = {}
+    psnr: dict[float, float] = {}
+
+    def attempt(regularisation: float) -> float:
+        images[regularisation] = method(slice_, regularisation)
+        psnr[regularisation] = score(images[regularisation])["psnr"]
+        return max(psnr, key=lambda tried: psnr[tried])
+
+    for regularisation in grid:
+        best = attempt(regularisation)
+    factor = grid[1] / grid[0]
+    for _ in range(BEYOND):
+        if best not in (min(psnr), max(psnr)):
+            break
+        best = attempt(best / factor if best == min(psnr) else best * factor)
+    if best in (min(psnr), max(psnr)):
+        print(f"the best lambda, {best:g}, lies at the end of what was tried", file=sys.stderr)
+    return best, images[best], len(images)
 
 
 def scorer(slice_: Slice, crop: tuple[int, int] | None) -> Score:
@@ -85,25 +100,25 @@ def scorer(slice_: Slice, crop: tuple[int, int] | None) -> Score:
 
 
 def compare(slice_: Slice, score: Score, prior: Prior | None, recipe: Recipe, generator: torch.Generator) -> list[Row]:
-    """One row per method; `seconds` is the time of one reconstruction, for tuned methods the mean over the grid."""
+    """One row per method; `seconds` is the time of one reconstruction, for tuned methods the mean over all lambdas."""
     rows: list[Row] = []
 
-    def timed(name: str, make: Callable[[], tuple[float | None, Tensor]], runs: int = 1, n: int | None = None) -> None:
+    def timed(name: str, make: Callable[[], tuple[float | None, Tensor, int]], n: int | None = None) -> None:
         begun = time.perf_counter()
-        regularisation, image = make()
+        regularisation, image, runs = make()
         seconds = (time.perf_counter() - begun) / runs
         rows.append({"method": name, **score(image), "lambda": regularisation, "n": n, "seconds": seconds})
 
-    timed("zero-filled", lambda: (None, zero_filled(slice_)))
+    timed("zero-filled", lambda: (None, zero_filled(slice_), 1))
     for name, method, grid in (
         ("CG-SENSE", lambda s, lam: cg_sense(s, lam, SENSE_ITERATIONS), SENSE_GRID),
         ("L1-wavelet", lambda s, lam: l1_wavelet(s, lam, L1_ITERATIONS), L1_GRID),
     ):
-        timed(name, lambda method=method, grid=grid: tune(method, slice_, grid, score), len(grid))  # type: ignore[misc]
+        timed(name, lambda method=method, grid=grid: tune(method, slice_, grid, score))  # type: ignore[misc]
     if prior is not None:
         timed(
             "posterior mean",
-            lambda: (None, reconstruct(slice_, prior, recipe, generator, None).mean),
+            lambda: (None, reconstruct(slice_, prior, recipe, generator, None).mean, 1),
             n=recipe.samples,
         )
     return rows

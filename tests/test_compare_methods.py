@@ -87,15 +87,20 @@ def test_agrees_with_mrgen_recon(script, write_scan, phantom, prior, tmp_path):
         assert rows[method]["psnr"] == pytest.approx(theirs, abs=1e-3)
 
 
-def test_tune_takes_the_best_of_the_grid(script, capsys):
+def test_tune_takes_the_best_of_the_grid_and_beyond(script, capsys):
+    def solve(_, lam):
+        return torch.tensor(lam)
+
     def score(image):
         return {"psnr": -abs(math.log(float(image) / 0.1))}
 
-    found, image = script.tune(lambda _, lam: torch.tensor(lam), None, [0.01, 0.09, 1.0], score)
-    assert (found, float(image)) == (0.09, pytest.approx(0.09))
+    found, image, tried = script.tune(solve, None, [0.03, 0.09, 0.27], score)
+    assert (found, float(image), tried) == (0.09, pytest.approx(0.09), 3)
+    assert script.tune(solve, None, [0.4, 0.8], score)[::2] == (pytest.approx(0.1), 5)
+    assert script.tune(solve, None, [0.025, 0.05], score)[::2] == (pytest.approx(0.1), 4)
     assert capsys.readouterr().err == ""
-    script.tune(lambda _, lam: torch.tensor(lam), None, [0.1, 1.0], score)
-    assert "end of its grid" in capsys.readouterr().err
+    assert script.tune(solve, None, [1.0, 2.0], lambda image: {"psnr": float(image)})[0] == 2 ** (1 + script.BEYOND)
+    assert "end of what was tried" in capsys.readouterr().err
 
 
 def test_an_undersampled_scan_is_refused(script, write_scan, phantom, tmp_path):
