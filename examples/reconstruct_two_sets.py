@@ -21,11 +21,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from torch import Tensor
+from two_sets_of_maps import opened
 
 from mrgen.errors import MrgenError
 from mrgen.posterior.reconstruct import draw, regularised
@@ -33,22 +33,9 @@ from mrgen.prior.files import Prior, bundled_prior, load_prior
 from mrgen.review.figure import NOTICE
 from mrgen.review.metrics import psnr_fit
 from mrgen.review.run import slice_generator
-from mrgen.scans.open import open_scan
 from mrgen.scans.prepare import default_center_fraction, prepare_slice, undersampling_mask
-from mrgen.scans.scan import Scan, Slice
+from mrgen.scans.scan import Slice
 from mrgen.settings import Recipe, Sampling, load
-
-
-def opened(path: Path, half_fov: bool) -> tuple[Scan, Tensor]:
-    """The scan and its middle slice. Raises MrgenError for one that is not fully sampled."""
-    scan = open_scan(path)
-    if scan.mask is not None:
-        raise MrgenError(f"{path.name} is undersampled: expected a fully sampled scan to compare with")
-    raw = scan.read_slice(scan.slices // 2)
-    if half_fov:
-        raw = raw[..., raw.shape[-1] // 2 % 2 :: 2]
-        scan = replace(scan, shape=(*scan.shape[:3], raw.shape[-1]), padding=(0, 0))
-    return scan, raw
 
 
 def images(slice_: Slice, recipe: Recipe, prior: Prior) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,21 +36,22 @@ from mrgen.review.figure import NOTICE
 from mrgen.review.metrics import best_scale
 from mrgen.scans.open import open_scan
 from mrgen.scans.prepare import calibration_data, prepare_slice
-from mrgen.scans.scan import Slice
+from mrgen.scans.scan import Scan, Slice
 
 LAMBDAS = torch.tensor([0.003, 0.01, 0.03, 0.1, 0.3])  # scaled image units
 ITERATIONS = 50
 
 
-def load(path: Path, half_fov: bool) -> Slice:
-    """The middle slice with its reference. Raises MrgenError for a scan that is not fully sampled."""
+def opened(path: Path, half_fov: bool) -> tuple[Scan, Tensor]:
+    """The scan and its middle slice. Raises MrgenError for one that is not fully sampled."""
     scan = open_scan(path)
     if scan.mask is not None:
         raise MrgenError(f"{path.name} is undersampled: expected a fully sampled scan to compare with")
     raw = scan.read_slice(scan.slices // 2)
     if half_fov:
         raw = raw[..., raw.shape[-1] // 2 % 2 :: 2]
-    return prepare_slice(raw, None, noise=scan.noise, keep_reference=True)
+        scan = replace(scan, shape=(*scan.shape[:3], raw.shape[-1]), padding=(0, 0))
+    return scan, raw
 
 
 def line_mask(n: int, acceleration: int) -> Tensor:
@@ -115,9 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("-o", "--output", type=Path, help="picture of R = 2")
     given = parser.parse_args(arguments)
     try:
-        slice_ = load(given.scan, given.half_fov)
+        scan, raw = opened(given.scan, given.half_fov)
     except MrgenError as error:
         raise SystemExit(f"error: {error}") from None
+    slice_ = prepare_slice(raw, None, noise=scan.noise, keep_reference=True)
     reference = slice_.rss
     assert reference is not None
     shape = (reference.shape[0], reference.shape[1])

@@ -76,7 +76,10 @@ def test_two_sets_explain_a_wrapped_scan_and_one_does_not(tmp_path: Path, capsys
     assert (tmp_path / "out.png").stat().st_size > 10_000
 
 
-def test_recipes_gain_by_two_sets_on_a_wrapped_scan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipes_gain_by_two_sets_on_a_wrapped_scan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
     script = runpy.run_path(str(ROOT / "examples" / "reconstruct_two_sets.py"))
     options = ["--R", "2", "--center-fraction", "0.3", "--recipe", "sense", "-o", str(tmp_path / "out.png")]
     script["main"]([str(folded_scan(tmp_path / "folded.h5")), *options])

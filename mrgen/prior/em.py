@@ -196,9 +196,10 @@ def _expect(
     if all(run.samples(number, case).exists() for case in cases):
         return
     prior, w = steps.load(run.prior(number - 1)), run.settings.extrapolation
-    if w and steps.extrapolate and number > 2 and not withheld.issuperset(case.name for case in cases):
+    scoring = withheld.issuperset(case.name for case in cases)
+    if w and steps.extrapolate and number > 2 and not scoring:
         prior = steps.extrapolate(prior, steps.load(run.prior(number - 2)), w)
-    size = SEVERAL if steps.several and not withheld.issuperset(case.name for case in cases) else 1
+    size = SEVERAL if steps.several and not scoring else 1
     groups = [cases[i : i + size] for i in range(0, len(cases), size)]  # the same in every process: one lock for each
     begun = spoken = time.monotonic()
     for patience in (0, -1):  # those that nobody is at; then, without end of patience, those of the others

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import nibabel
 import oblique
 import pydicom
 import pytest
@@ -22,6 +26,17 @@ def needs(program: str, package: str) -> None:
 def run(*command: object) -> str:
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, timeout=60)
     return done.stdout + done.stderr
+
+
+def converted(program: str, source: Path, folder: Path) -> Any:
+    """The NIfTI image that a program of dcmqi makes of a DICOM object."""
+    found_at = shutil.which(program, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if found_at is None:
+        pytest.skip(f"{program} is not installed: it comes with the package dcmqi of PyPI")
+    said = run(found_at, "--inputDICOM", source, "--outputDirectory", folder, "--outputType", "nii")
+    found = list(folder.glob("*.nii.gz"))
+    assert len(found) == 1, said
+    return nibabel.load(found[0])
 
 
 def series(out: Path, folder: str) -> list[pydicom.Dataset]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 
 import h5py
 import highdicom
-import nibabel
 import numpy as np
 import oblique
 import pydicom
 import pytest
-from exporting import DICOM, export, objects, run, series
+from exporting import DICOM, converted, export, objects, series
 
 from mrgen.errors import MrgenError
 from mrgen.review.identity import identity_of_options
@@ -47,13 +45,7 @@ def test_highdicom_finds_the_regions_in_their_place(exported, reverse):
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_dcmqi_finds_the_regions_in_their_place(exported, tmp_path, reverse):
-    if shutil.which("segimage2itkimage") is None:
-        pytest.skip("segimage2itkimage is not installed: it comes with the package dcmqi of PyPI")
-    source = exported(reverse) / "dicom/1004_flagged/flagged.dcm"
-    said = run("segimage2itkimage", "--inputDICOM", source, "--outputDirectory", tmp_path, "--outputType", "nii")
-    found = list(tmp_path.glob("*.nii.gz"))
-    assert len(found) == 1, said
-    image = nibabel.load(found[0])
+    image = converted("segimage2itkimage", exported(reverse) / "dicom/1004_flagged/flagged.dcm", tmp_path)
     check_mask(image.get_fdata(), image.affine, np.array([-1, -1, 1]), reverse)
 
 
