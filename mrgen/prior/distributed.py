@@ -11,7 +11,7 @@ import gc
 import hashlib
 import os
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -25,8 +25,16 @@ PATIENCE = timedelta(minutes=10)  # how long a process waits for the others befo
 
 
 def local_device(device: str) -> str:
-    """The device of this process: under torchrun, each on a machine has a GPU of its own."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+    """The device of this process: under torchrun, each on a machine has a GPU of its own. Raises MrgenError."""
+    if device != "cuda" or "LOCAL_RANK" not in os.environ:
+        return device
+    number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if number >= there:
+        raise MrgenError(
+            f"torchrun started process {number + 1} of this machine, which has {there} usable GPU(s), expected one each: "
+            "lower --nproc-per-node"
+        )
+    return f"cuda:{number}"
 
 
 def is_first() -> bool:
@@ -89,11 +97,17 @@ class Processes:
 
 
 def _leave() -> None:
-    """End the threads of gloo, which want Python's lock to free a tensor and abort the process if Python has ended.
+    """Give NCCL's group up, and end the threads of gloo.
 
-    They end with the last reference to their group; DistributedDataParallel holds some, in circles.
+    To destroy NCCL's group is a collective call: where one process has failed, it would wait for those that have not,
+    and torchrun, which ends them, waits for it. The threads of gloo want Python's lock to free a tensor and abort the
+    process if Python has ended. They end with the last reference to their group; DistributedDataParallel holds some, in
+    circles.
     """
     gc.collect()
+    if distributed.get_backend() == "nccl":
+        with suppress(AttributeError, RuntimeError):  # of versions that do it otherwise: then it is destroyed
+            distributed.distributed_c10d._get_default_group()._get_backend(torch.device("cuda")).abort()
     distributed.destroy_process_group()
 
 
