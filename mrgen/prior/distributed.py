@@ -31,8 +31,8 @@ def local_device(device: str) -> str:
     number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if number >= there:
         raise MrgenError(
-            f"torchrun started process {number + 1} of this machine, which has {there} usable GPU(s), expected one each: "
-            "lower --nproc-per-node"
+            f"torchrun started process {number + 1} of this machine, which has {there} usable GPU(s), expected one "
+            "each: lower --nproc-per-node"
         )
     return f"cuda:{number}"
 
