@@ -3,8 +3,8 @@
     python examples/benchmark_scaling.py --work /tmp/scaling -o scaling.json          # minutes on two GPUs
     python examples/benchmark_scaling.py --work /tmp/scaling -o scaling.json --tiny   # a rehearsal: two CPU processes
 
-Everything measured is a command of mrgen under torchrun, as a user gives it, with the time at which each line of its
-output came; what is compared has been started in the same way. The parts, in this order:
+Everything measured is a command of mrgen under torchrun, as a user gives it (but for how often a training reports), with
+the time at which each line of its output came; one GPU is started like many. The parts, in this order:
 
     data     raw scans of 640 x 368 (readout oversampled twice) with 15 coils, simulated; 56 MB a scan of two slices
     train    `mrgen train-prior` on 1 and on all GPUs, each with an empty cache, so that it prepares the scans first;
@@ -27,8 +27,10 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from scaling.commands import Machine
@@ -45,7 +47,6 @@ TINY = Size(
     acceleration=4,
     coils=4,
     matrix=(64, 64),
-    kill_after=0.2,
     protocol={"warmup": "2", "widths": "[16]", "blocks": "1"},
 )
 TINY_RECIPE = 'description = "tiny"\nmethod = "posterior"\nsteps = 4\nsamples = 2\n'
@@ -54,7 +55,7 @@ TINY_RECIPE = 'description = "tiny"\nmethod = "posterior"\nsteps = 4\nsamples = 
 def measure(bench: Bench, parts: list[str], seconds: float, record: Record, write: Path) -> None:
     """Run `parts` into `record`, as many as begin within `seconds`, writing it after each."""
     begun = time.perf_counter()
-    work = {
+    work: dict[str, Callable[[], Any]] = {
         "data": bench.data,
         "train": lambda: [bench.train(batch) for batch in bench.size.batches],
         "kill": bench.kill,
@@ -96,7 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
         quick = args.work / "tiny.toml"
         quick.write_text(TINY_RECIPE)
         size = replace(size, recipe=str(quick))
-        machine = Machine("cpu", args.gpus or 2, "scaling.impatient")
+        machine = Machine("cpu", args.gpus or 2, -1.0)
     else:
         machine = Machine("cuda", args.gpus or torch.cuda.device_count())
     if machine.count < 1:

@@ -22,7 +22,7 @@ class Machine:
 
     device: str  # cuda or cpu
     count: int  # GPUs; on a CPU, processes
-    module: str = "mrgen.cli"
+    report_seconds: float = 1.0
 
     @property
     def threads(self) -> int:
@@ -31,22 +31,21 @@ class Machine:
 
     def start(self, *arguments: object, gpus: range) -> Command:
         """`mrgen` with these arguments, one process for each of `gpus`."""
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(gpus)}"]
-        return self._start([*torchrun, "-m", "--", self.module, *map(str, arguments), "--device", self.device], gpus)
+        return self._start(["-m", "--", "scaling.talkative", *map(str, arguments)], gpus)
 
     def start_script(self, script: Path, *arguments: object, gpus: range) -> Command:
         """A script of ours instead."""
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(gpus)}"]
-        return self._start([*torchrun, str(script), *map(str, arguments), "--device", self.device], gpus)
+        return self._start([str(script), *map(str, arguments)], gpus)
 
     def _start(self, arguments: list[str], gpus: range) -> Command:
         visible = ",".join(map(str, gpus)) if self.device == "cuda" else ""
         path = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "examples"), os.environ.get("PYTHONPATH")]))
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(gpus)}"]
         process = subprocess.Popen(
-            [sys.executable, *arguments],
+            [*torchrun, *arguments, "--device", self.device],
             env=os.environ
             | {"CUDA_VISIBLE_DEVICES": visible, "OMP_NUM_THREADS": str(self.threads), "PYTHONPATH": path}
-            | {"PYTHONUNBUFFERED": "1"},
+            | {"PYTHONUNBUFFERED": "1", "REPORT_SECONDS": str(self.report_seconds)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

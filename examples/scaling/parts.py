@@ -18,10 +18,10 @@ import h5py
 import numpy as np
 import torch
 from benchmark_preparation import COILS, MATRIX, write_raw
-from scaling.commands import Done, Machine
 
 from mrgen.prior.files import read_safetensors
 from mrgen.settings import Protocol, settings_folder
+from scaling.commands import Done, Machine
 
 Record = dict[str, Any]
 GPU_WAITS = Path(__file__).parent / "waits.py"
@@ -39,7 +39,6 @@ class Size:
     coils: int = COILS
     matrix: tuple[int, int] = MATRIX
     recipe: str = "posterior"
-    kill_after: float = 2.0  # seconds after the first checkpoint
     protocol: dict[str, str] = field(default_factory=lambda: {"warmup": "20"})  # what differs from the head protocol
 
 
@@ -133,8 +132,8 @@ class Bench:
         command, killed = self.machine.start(*arguments, gpus=range(count)), list[float]()
 
         def kill(line: str) -> None:
-            if line.startswith("step ") and not killed:  # a checkpoint is there
-                time.sleep(self.size.kill_after)
+            found = re.match(r"step (\d+)/(\d+) ", line)
+            if found and 2 * int(found[1]) >= int(found[2]) and not killed:  # the first report left a checkpoint
                 command.kill(count - 1)
                 killed.append(time.perf_counter() - command.begun)
 
@@ -192,14 +191,14 @@ def reports(done: Done) -> list[tuple[float, int]]:
 
 def training_record(done: Done) -> Record:
     """Of `mrgen train-prior`: its speed is that between its first report and its last."""
-    (prepared, found), *_ = done.when(r"^prepared \d+ scans: (\d+) slices, (\d+) of them new")
+    (prepared, found), *_ = done.when(r"^prepared \d+ scans: (\d+) slices, \d+ of them new, in ([\d.]+) s")
     said = reports(done)
     window = [said[-1][0] - said[0][0], said[-1][1] - said[0][1]] if len(said) > 1 else None
     return {
         "seconds": done.seconds,
-        "prepared_at": prepared,
+        "startup_seconds": prepared - float(found[2]),
+        "preparation_seconds": float(found[2]),  # next to nothing where the cache was full
         "slices": int(found[1]),
-        "new": int(found[2]),
         "window": window,  # seconds and updates
         "updates_per_second": window[1] / window[0] if window else None,
     }

@@ -7,34 +7,14 @@ from typing import Any
 Record = dict[str, Any]
 
 
-def startup(record: Record) -> dict[str, float]:
-    """Seconds until prepared scans are found again, by number of processes: imports, torchrun and looking."""
-    found: dict[str, list[float]] = {}
-
-    def add(count: str, run: Record) -> None:
-        if run["new"] == 0:
-            found.setdefault(count, []).append(run["prepared_at"])
-
-    for train in record.get("train", []):
-        for count, run in train["runs"].items():
-            add(count, run)
-    if "floor" in record:
-        for run in record["floor"]["runs"]["alone"]:
-            add("1", run)
-    if "kill" in record:
-        add(str(record["machine"]["count"]), record["kill"]["run"])
-    return {count: min(times) for count, times in found.items()}
-
-
 def figures(record: Record) -> Record:
     """What the plan and the tables need, of the parts that were run."""
-    found: Record = {"startup_seconds": startup(record)}
+    found: Record = {}
     if "train" in record:
-        first = record["train"][0]
+        first = record["train"][0]  # whose caches were empty
+        found["startup_seconds"] = {count: run["startup_seconds"] for count, run in first["runs"].items()}
         found["slices_prepared_per_second"] = {
-            count: run["new"] / (run["prepared_at"] - found["startup_seconds"].get(count, 0))
-            for count, run in first["runs"].items()
-            if run["new"] and count in found["startup_seconds"]
+            count: run["slices"] / run["preparation_seconds"] for count, run in first["runs"].items()
         }
         found["cache_bytes_per_slice"] = first["cache_bytes_per_slice"]
         found["updates_per_second"] = {
@@ -100,7 +80,7 @@ def markdown(record: Record) -> str:
         times = found["reconstruction_seconds"]
         label = f"the same, s for {record['recon']['scans']} scans from the first on"
         rows.append((label, times.get("1"), times.get(n), found["reconstruction_ratio"]))
-    if found["startup_seconds"]:
+    if "train" in record:
         of = found["startup_seconds"]
         rows.append(("start of a command, s", of.get("1"), of.get(n), None))
     text = [f"{machine['name']}, torch {machine['torch']}, {machine['cores']} cores, {machine['threads']} threads each"]
