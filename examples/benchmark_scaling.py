@@ -3,8 +3,8 @@
     python examples/benchmark_scaling.py --work /tmp/scaling -o scaling.json          # minutes on two GPUs
     python examples/benchmark_scaling.py --work /tmp/scaling -o scaling.json --tiny   # a rehearsal: two CPU processes
 
-Everything measured is a command of mrgen under torchrun, as a user gives it (but for how often a training reports), with
-the time at which each line of its output came; one GPU is started like many. The parts, in this order:
+Everything measured is a command of mrgen under torchrun, as a user gives it (only that trainings report more often),
+with the time at which each line of its output came; one GPU is started like many. The parts, in this order:
 
     data     raw scans of 640 x 368 (readout oversampled twice) with 15 coils, simulated; 56 MB a scan of two slices
     train    `mrgen train-prior` on 1 and on all GPUs, each with an empty cache, so that it prepares the scans first;

@@ -59,7 +59,8 @@ def test_the_rest_of_the_rehearsal(benchmark: ModuleType, work: Path) -> None:
     record = run(benchmark, work, "kill", "recon", "floor", "waits", "stages")
     kill, recon = record["kill"], record["recon"]
     assert kill["exit_code"] != 0
-    assert kill["the_others_say"]
+    assert kill["root_cause"] == ["Signal 9 (SIGKILL)"]
+    assert kill["the_others_say"] == ["mrgen: error: process 0 of 2 lost the others: one of them ended, and says why"]
     assert 0 < kill["resumed_at"][0] < 12
     assert kill["agreement"]["largest_relative_difference"] == 0
     assert kill["agreement"]["weights_largest_difference"] == 0

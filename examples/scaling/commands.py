@@ -38,13 +38,15 @@ class Machine:
         return self._start([str(script), *map(str, arguments)], gpus)
 
     def _start(self, arguments: list[str], gpus: range) -> Command:
-        visible = ",".join(map(str, gpus)) if self.device == "cuda" else ""
+        ours = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")  # of which `gpus` are numbers
+        names = [ours[gpu] if ours != [""] else str(gpu) for gpu in gpus]
         path = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "examples"), os.environ.get("PYTHONPATH")]))
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(gpus)}"]
         process = subprocess.Popen(
             [*torchrun, *arguments, "--device", self.device],
             env=os.environ
-            | {"CUDA_VISIBLE_DEVICES": visible, "OMP_NUM_THREADS": str(self.threads), "PYTHONPATH": path}
+            | {"CUDA_VISIBLE_DEVICES": ",".join(names) if self.device == "cuda" else ""}
+            | {"OMP_NUM_THREADS": str(self.threads), "PYTHONPATH": path}
             | {"PYTHONUNBUFFERED": "1", "REPORT_SECONDS": str(self.report_seconds)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -142,6 +142,7 @@ class Bench:
         record: Record = {
             "exit_code": done.code,
             "seconds_until_all_ended": done.seconds - killed[0] if killed else None,
+            "root_cause": [m[0] for _, m in done.when(r"Signal \d+ \(\w+\)")][-1:],  # as torchrun tells it
             "the_others_say": [text for _, text in done.lines if "lost the others" in text],
             "updates_reported": reported[-1] if reported else 0,
         }

@@ -1,4 +1,4 @@
-"""`mrgen` whose trainings report as often as REPORT_SECONDS of the environment says, so that short ones can be timed."""
+"""`mrgen` whose trainings report every REPORT_SECONDS of the environment, so that short ones can be timed."""
 
 import os
 

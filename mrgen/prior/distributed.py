@@ -11,7 +11,8 @@ import gc
 import hashlib
 import os
 import warnings
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -65,11 +66,26 @@ class Processes:
             warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)  # they are constants
 
-    def averaging(self, model: nn.Module, wanted: bool) -> AbstractContextManager[None]:
-        """Around forward and backward pass: gradients are averaged only if `wanted`, else kept to be added up."""
-        if isinstance(model, DistributedDataParallel) and not wanted:
-            return model.no_sync()
-        return nullcontext()
+    @contextmanager
+    def averaging(self, model: nn.Module, wanted: bool) -> Iterator[None]:
+        """Around forward and backward pass: gradients are averaged only if `wanted`, else kept to be added up.
+
+        Raises MrgenError where gloo finds that another process has ended; NCCL waits, and `any` finds it.
+        """
+        apart = model.no_sync() if isinstance(model, DistributedDataParallel) and not wanted else nullcontext()
+        with self._together("gloo"), apart:
+            yield
+
+    @contextmanager
+    def _together(self, sign: str = "") -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if sign not in str(error):  # gloo's errors name its source files, and say nothing to a user
+                raise
+            raise MrgenError(
+                f"process {self.rank} of {self.count} lost the others: one of them ended, and says why"
+            ) from None
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over the processes of a tensor on the CPU. Raises MrgenError where another process has ended."""
@@ -87,12 +103,8 @@ class Processes:
 
     def _reduce(self, values: Tensor, operation: distributed.ReduceOp.RedOpType) -> Tensor:
         if self.control is not None:
-            try:
+            with self._together():
                 distributed.all_reduce(values, operation, self.control)
-            except RuntimeError:  # gloo's, whose text says nothing to a user
-                raise MrgenError(
-                    f"process {self.rank} of {self.count} lost the others: one of them ended, and says why"
-                ) from None
         return values
 
 
