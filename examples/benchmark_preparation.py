@@ -47,17 +47,18 @@ PROTOCOL = Protocol(
 )
 
 
-def write_raw(path: Path, slices: int) -> None:
-    """An ellipse seen by smooth coils; every slice has its own noise."""
-    y, x = grid(MATRIX)
-    angles = (2 * torch.pi * torch.arange(COILS) / COILS)[:, None, None]
+def write_raw(path: Path, slices: int, seed: int = 0, coils: int = COILS, matrix: tuple[int, int] = MATRIX) -> None:
+    """An ellipse seen by smooth coils; every slice has its own noise, and every seed its own ellipse."""
+    generator = torch.Generator().manual_seed(seed)
+    r_y, r_x = 0.5 + 0.2 * torch.rand(2, generator=generator)
+    y, x = grid(matrix)
+    angles = (2 * torch.pi * torch.arange(coils) / coils)[:, None, None]
     near = torch.exp(-((y - angles.sin()) ** 2) - (x - angles.cos()) ** 2 + 1j * (y + x * angles.cos()))
-    image = near * ((y / 0.6) ** 2 + (x / 0.7) ** 2 < 1)
-    clean = fft2c(centre_pad(image, (OVERSAMPLING * MATRIX[0], MATRIX[1])))
-    generator = torch.Generator().manual_seed(0)
+    image = near * ((y / r_y) ** 2 + (x / r_x) ** 2 < 1)
+    clean = fft2c(centre_pad(image, (OVERSAMPLING * matrix[0], matrix[1])))
     noisy = (clean + SIGMA * torch.randn(clean.shape, dtype=clean.dtype, generator=generator) for _ in range(slices))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_fastmri(path, noisy, Layout(slices, COILS, MATRIX, OVERSAMPLING, (220, 253), 5), None, "ellipse")
+    write_fastmri(path, noisy, Layout(slices, coils, matrix, OVERSAMPLING, (220, 253), 5), None, "ellipse")
 
 
 def seconds(work: Callable[[], object]) -> float:
