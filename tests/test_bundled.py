@@ -61,3 +61,29 @@ def test_a_recipe_beyond_the_priors_noise_is_refused(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["recon", str(SCAN), "--R", "8", "--recipe", str(recipe), "-o", str(tmp_path / "o")])
     assert done.exit_code != 0
     assert "trained up to 20: lower sigma_max in" in str(done.exception)
+
+
+def test_the_card_is_that_of_the_file() -> None:
+    prior, size = load_prior(bundled_prior()), bundled_prior().stat().st_size
+    metadata, protocol = prior.metadata, prior.metadata["protocol"]
+    (first, *rounds), network, sampling = metadata["stages"], metadata["network"], protocol["sampling"]
+    (updates,), (batch,) = ({stage[key] for stage in rounds} for key in ("updates", "batch"))
+    widths, accelerations = (", ".join(f"{v:g}" for v in v) for v in (network["widths"], sampling["acceleration"]))
+    weights = sum(parameter.numel() for parameter in prior.denoiser.parameters())  # type: ignore[attr-defined]
+    expected = {
+        "SHA-256": f"`{prior.sha256}`",
+        "size": f"{size / 1e6:.1f} MB",
+        "network": f"U-Net, {weights:,} weights in half precision: widths {widths}, {network['blocks']} blocks, "
+        f"patch {network['patch']}",
+        "objective": f"{first['objective']}, {first['updates']:,} updates of {first['batch']}; "
+        f"then {len(rounds)} rounds of EM, {updates:,} updates of {batch} each",
+        "undersampling in training": f"{sampling['pattern']}, R = {accelerations}, "
+        f"centre {sampling['center_fraction']:.0%}".replace("%", " %"),
+        "noise levels": f"{prior.sigma_min:g} to {prior.sigma_max:g} of the scaled image",
+        "scale": metadata["scaling"],
+    }
+    assert all("M-step of EM" in stage["objective"] for stage in rounds)
+    card = (Path(__file__).parents[1] / "docs/head-prior.md").read_text(encoding="utf-8")
+    table = card.split("\n\n")[3]
+    rows = dict(line.strip("| ").split(" | ", 1) for line in table.splitlines()[2:])
+    assert rows == expected
