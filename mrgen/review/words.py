@@ -23,12 +23,12 @@ def headline(stored: Stored) -> str:
 def summary(stored: Stored, placement: Placement) -> Markup:
     """All that stands below the images, and on the printed page."""
     sections = (
-        ("Slices worth a second look", _flags(stored.report["flagged"], stored.attributes["first_slice"])),
-        ("Scores", _scores(stored)),
-        ("How it was made", _made(stored, placement)),
-        ("What these images do not tell", _limits(stored, placement)),
+        ("flags", "Slices worth a second look", _flags(stored.report["flagged"], stored.attributes["first_slice"])),
+        ("scores", "Scores", _scores(stored)),
+        ("made", "How it was made", _made(stored, placement)),
+        ("limits", "What these images do not tell", _limits(stored, placement)),
     )
-    return joined(tag("section", tag("h2", title), content) for title, content in sections)
+    return joined(tag("section", tag("h2", title), content, class_=name) for name, title, content in sections)
 
 
 def pixel_size(stored: Stored, placement: Placement) -> tuple[float, float] | None:
@@ -130,12 +130,9 @@ def _made(stored: Stored, placement: Placement) -> Markup:
         "SHA-256": tag("code", interval["sha256"][:16]),
     } if interval else {"Interval": "none: the spread was not calibrated"}  # fmt: skip
     card = {**report.get("prior", {}), "SHA-256": prior and tag("code", prior[:16])}
-    parts = [tag("h3", "Measured"), rows(acquisition.items()), _mask(stored)]
-    parts += [tag("h3", "Reconstruction"), rows(reconstruction.items())]
-    if prior:
-        parts += [tag("h3", "Prior"), rows(card.items())]
-    if drawn:
-        parts += [tag("h3", "Calibration"), rows(calibration.items())]
+    parts = [tag("div", tag("h3", "Measured"), rows(acquisition.items()), _mask(stored))]
+    others = {"Reconstruction": reconstruction, "Prior": prior and card, "Calibration": drawn and calibration}
+    parts += [tag("div", tag("h3", title), rows(found.items())) for title, found in others.items() if found]
     return tag("div", *parts, class_="columns")
 
 

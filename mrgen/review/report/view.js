@@ -60,6 +60,7 @@ async function render() {
   drawControls();
   find("#roi-result").replaceChildren(region ?? "");
   find("#roi-hint").hidden = region !== null;
+  find("#roi").classList.toggle("empty", region === null); // and so not printed
   find("#viewer").setAttribute("aria-busy", "false");
 }
 
