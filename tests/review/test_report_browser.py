@@ -17,8 +17,11 @@ import pytest
 from test_html import with_samples
 from test_output import make_result
 
+from mrgen.review import html
 from mrgen.review.export import Exports
+from mrgen.review.held import Held, hold
 from mrgen.review.output import Result, write_result
+from mrgen.review.stored import Stored
 
 pytest.importorskip("selenium.webdriver", reason="selenium is not installed: it comes with mrgen[test]")
 from browsers import BROWSERS, SIZE, missing
@@ -239,7 +242,7 @@ def test_samples_flip_by_keys_and_slider(page):
     page.press(Keys.END)
     page.shows(1, page.samples[2, 0])
     page.press(Keys.HOME)
-    assert page.said("sample") == "none kept of this slice"
+    assert page.said("sample") == "none of this slice in this file"
     assert not page.pixels(1).any()
 
 
@@ -457,4 +460,34 @@ def test_a_result_without_samples_or_reference(browser, written):
     assert not page.find("#sample").is_displayed()
     page.drag((3.5, 5.5), (10.5, 8.5))
     assert page.roi().keys() == {"reconstruction", "zero_filled", "l1_wavelet"}
+    assert browser.console() == []
+
+
+def test_what_the_page_had_no_room_for_is_missed_by_nothing(browser, written, monkeypatch):
+    """The std map, all images but the mean, and the mean of the last slice."""
+    result, samples = result_with_all()
+
+    def part(stored: Stored, _: float) -> Held:
+        held = hold(stored, np.inf)
+        keys = ("reconstruction-0", "reconstruction-1", "std-1", "reference-1")
+        return Held({key: held.blocks[key] for key in keys}, 2, held.steps, held.tops, {"std": range(1, 2)})
+
+    monkeypatch.setattr(html, "hold", part)
+    browser.driver.get(written(result).as_uri())
+    assert browser.console() == []
+    page = Report(browser, result, samples)
+    page.press("o")
+    page.drag((3.5, 5.5), (10.5, 8.5))
+    assert page.roi().keys() == {"reconstruction", "reference", "std", "interval", "error"}
+    page.press("s", Keys.HOME)  # there are no samples
+    page.shows(0, result.images["reconstruction"][0])
+    assert page.roi().keys() == {"reconstruction"}
+    page.press("p", "4")
+    assert page.chosen(1) == "error"
+    assert not page.pixels(1).any()
+    figure = page.driver.find_elements("css selector", ".pane")[1]
+    assert figure.get_property("dataset")["text"] == "slice 4 · absolute error: not in this file"
+    page.press(Keys.END)
+    assert not page.pixels(0).any()
+    assert page.roi() == {}
     assert browser.console() == []

@@ -21,7 +21,7 @@ let ticket = 0;
 /** What a slider's value means. */
 const said = {
   slice: (v) => `${facts.first + v} (${v + 1} of ${facts.slices})`,
-  sample: (v) => (sampled(state.slice) ? `${v + 1} of ${facts.samples.count}` : "none kept of this slice"),
+  sample: (v) => (sampled(state.slice) ? `${v + 1} of ${facts.samples.count}` : "none of this slice in this file"),
   centre: (v) => `${readable(v)} ${facts.unit.label}`,
   width: (v) => `${readable(v)} ${facts.unit.label}`,
   range: (v) => `${Math.round(100 * v)} %`,
@@ -77,7 +77,7 @@ function drawPane(pane, i, values, std) {
   pane.bars.replaceChildren(barOf(nameOf(layer), scale));
   if (spread) pane.bars.append(barOf(nameOf(spread), scaleOf(spread, state)));
   const shown = `slice ${facts.first + state.slice} · ${nameOf(layer)}`;
-  pane.figure.dataset.text = values ? shown : "no samples kept of this slice";
+  pane.figure.dataset.text = values ? shown : `${shown}: not in this file`;
 }
 
 const nameOf = (layer) => (layer.id === "sample" ? `sample ${state.sample + 1} of ${facts.samples.count}` : layer.label);
