@@ -39,7 +39,7 @@ class Held:
 
     @property
     def rounding(self) -> float:
-        """Bound on what a value is off by, relative to the largest of its kind; samples may be rounded in the result."""
+        """Bound on what a value is off by, relative to the largest of its kind; samples may come rounded."""
         return 1e-3 * self.wider
 
 
