@@ -63,7 +63,8 @@ def test_recon_writes_every_format_and_export_the_same(mrgen, scan, tmp_path):
 def calibration(tmp_path) -> Path:
     """A calibration file for the recipe of SAMPLING."""
     recipe = load(Recipe, "gaussian").model_copy(update={"samples": 4})
-    level = Level(2, 2.0, 2.5, 1, 2, guaranteed=0.45, before=0.6, exact=0.7, after=None, rank_correlation=0.5, ause=0.1)
+    figures = {"guaranteed": 0.45, "before": 0.6, "exact": 0.7, "after": None, "rank_correlation": 0.5, "ause": 0.1}
+    level = Level(2, 2.0, 2.5, 1, 2, **figures, map_sets=[1])
     path = tmp_path / "calibration.json"
     write_calibration(path, [level], share=0.9, recipe=recipe, recipe_name="gaussian", prior=None, mask="any", seed=0)
     return path

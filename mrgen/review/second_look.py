@@ -74,7 +74,7 @@ def slice_figures(
     return rows
 
 
-def flagged(rows: Sequence[dict[str, float]], facts: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+def second_look(rows: Sequence[dict[str, float]], facts: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
     """The slices that the rule lists, each with its reasons.
 
     `rows` are those of `slice_figures`, `facts` say by slice whether an iteration `converged`.
