@@ -16,7 +16,7 @@ def test_no_title_lies_over_another(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
     image = np.random.default_rng(0).random(shape)
     images = dict.fromkeys(("zero_filled", "l1_wavelet", "reconstruction"), image)
-    scores = dict.fromkeys(images, {"psnr_fit": 30.0, "ssim_fit": 0.9})
+    scores = {name: {"psnr_fit": 30.0, "ssim_fit": 0.9} for name in images}
     known = {"std": image, "samples": 8, "reference": image, "mask": np.ones(shape[1])}
     save_figure(tmp_path / "figure.png", images=images, scores=scores, title="mrgen posterior, slice 3", **known)
     (figure,) = drawn
