@@ -438,7 +438,7 @@ def test_an_old_browser_says_so(page):
     added = page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", script)
     try:
         page.driver.refresh()
-        assert "it takes Chrome or Edge 80, Firefox 113" in page.find("#problem").text
+        assert "it takes Chrome or Edge 88, Firefox 113" in page.find("#problem").text
     finally:
         page.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
         page.browser.requests()
