@@ -487,6 +487,8 @@ def test_what_the_page_had_no_room_for_is_missed_by_nothing(browser, written, mo
     assert not page.pixels(1).any()
     figure = page.driver.find_elements("css selector", ".pane")[1]
     assert figure.get_property("dataset")["text"] == "slice 4 · absolute error: not in this file"
+    panes = page.driver.find_elements("css selector", ".pane")
+    assert ["missing" in pane.get_attribute("class") for pane in panes] == [False, True]
     page.press(Keys.END)
     assert not page.pixels(0).any()
     assert page.roi() == {}

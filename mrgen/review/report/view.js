@@ -71,6 +71,7 @@ function drawPane(pane, i, values, std) {
   pane.values = values;
   pane.menu.value = pane.chosen;
   pane.figure.classList.toggle("active", i === state.active);
+  pane.figure.classList.toggle("missing", values === null);
   const picture = values && paint(values, scale, spread && std, spread && scaleOf(spread, state), state.opacity);
   show(pane.canvas, picture, state);
   pane.canvas.setAttribute("aria-label", `${nameOf(layer)}, slice ${facts.first + state.slice}`);
