@@ -12,8 +12,9 @@ import shutil
 import socket
 import subprocess
 import time
-from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from selenium import webdriver
@@ -82,7 +83,9 @@ class Firefox:
             "".join(f"user_pref({json.dumps(key)}, {json.dumps(value)});\n" for key, value in preferences.items())
         )
         command = ["firefox-esr", "--headless", "--marionette", "--remote-allow-system-access", "--no-remote"]
-        self.process = subprocess.Popen([*command, "--profile", folder], stdout=-3, stderr=-3)
+        self.process = subprocess.Popen(
+            [*command, "--profile", folder], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
             self.driver: Any = webdriver.Remote(Marionette(port), options=webdriver.FirefoxOptions())
         except BaseException:
@@ -108,9 +111,11 @@ class Firefox:
         return found
 
     def quit(self) -> None:
-        with suppress(WebDriverException, OSError, ValueError):
+        try:
             self.driver.command_executor.command("Marionette:Quit", {"flags": ["eForceQuit"]})
-        self.process.wait(20)
+            self.process.wait(20)
+        finally:
+            self.process.kill()
 
 
 _MARIONETTE = {
@@ -192,20 +197,39 @@ _COMPLAINTS = """if (!window.complaints) {
     return complaints.splice(0)"""
 
 
+class Proxy(BaseHTTPRequestHandler):
+    """Writes down what is asked for, and has nothing."""
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)  # type: ignore[attr-defined]
+        self.send_error(404)
+
+    do_POST = do_HEAD = do_CONNECT = do_GET
+
+    def log_message(self, *_: object) -> None: ...
+
+
 class WebKit:
-    """By WebKitWebDriver, in a window on a screen of its own; it tells its console to nobody, so a script listens."""
+    """By WebKitWebDriver, in a window on a screen of its own, behind a proxy that hears of requests.
+
+    It tells its console to nobody, so a script listens.
+    """
 
     packages = "webkit2gtk-driver and xvfb"
     tools = ("WebKitWebDriver", "Xvfb", str(MINI_BROWSER or "MiniBrowser"))
 
     def __init__(self, folder: Path) -> None:
         command = ["Xvfb", "-displayfd", "1", "-screen", "0", "1600x1200x24", "-nolisten", "tcp"]
-        self.screen = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=-3)
+        self.screen = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         assert self.screen.stdout is not None
         display = self.screen.stdout.readline().decode().strip()
         options = webdriver.WebKitGTKOptions()
         options.binary_location = str(MINI_BROWSER)
-        options.add_argument("--automation")
+        self.proxy = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+        self.proxy.asked = []  # type: ignore[attr-defined]
+        Thread(target=self.proxy.serve_forever, daemon=True).start()
+        for flag in ("--automation", f"--proxy=http://127.0.0.1:{self.proxy.server_address[1]}"):
+            options.add_argument(flag)
         environment = {**os.environ, "DISPLAY": f":{display}", "HOME": str(folder), "LIBGL_ALWAYS_SOFTWARE": "1"}
         service = webdriver.WebKitGTKService(shutil.which("WebKitWebDriver"), env=environment)
         try:
@@ -215,9 +239,9 @@ class WebKit:
             raise
 
     def requests(self) -> list[str]:
-        """The address of the page and of what it has loaded."""
-        script = "return performance.getEntriesByType('resource').map((entry) => entry.name)"
-        found = [url for url in self.driver.execute_script(script) if not url.startswith("data:")]
+        """What was asked for since the last call, after the address of the page itself."""
+        asked: list[str] = self.proxy.asked  # type: ignore[attr-defined]
+        found = [asked.pop(0) for _ in range(len(asked))]
         return [self.driver.current_url, *found]
 
     def console(self) -> list[str]:
@@ -227,6 +251,8 @@ class WebKit:
 
     def quit(self) -> None:
         self.driver.quit()
+        self.proxy.shutdown()
+        self.proxy.server_close()
         self.screen.terminate()
         self.screen.wait(20)
 

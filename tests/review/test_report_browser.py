@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -176,6 +177,24 @@ def page(browser: Any, full: tuple[Path, Result, np.ndarray]) -> Iterator[Report
     yield Report(browser, result, samples)
     assert browser.requests() == [path.as_uri()]
     assert browser.console() == []
+
+
+def test_requests_and_errors_of_a_page_are_heard(browser, tmp_path):
+    """So that it means something that the report has none."""
+    page = tmp_path / "page.html"
+    browser.requests(), browser.console()
+    with socket.socket() as nobody:  # who refuses connections
+        nobody.bind(("127.0.0.1", 0))
+        picture = f"http://127.0.0.1:{nobody.getsockname()[1]}/x.png"
+        script = f"<script>new Image().src = '{picture}'</script>"
+        page.write_text(f'<!DOCTYPE html><p onclick="setTimeout(() => nothing())">here {script}')
+        browser.driver.get(page.as_uri())
+        browser.console()
+        browser.driver.find_element("css selector", "p").click()
+        end, asked, said = time.monotonic() + 10, browser.requests(), browser.console()
+        while not (picture in asked and said):
+            assert time.monotonic() < end, (asked, said)
+            asked, said = asked + browser.requests(), said + browser.console()
 
 
 def test_it_opens_with_the_mean_the_std_and_the_banner(page):
