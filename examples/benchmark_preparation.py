@@ -7,7 +7,8 @@ One run measures everything side by side. To prepare a slice is to crop its over
 space, find its noise covariance, whiten it, undersample it (R = 4) and estimate coil maps. With --sigpy a slice is
 prepared on the CPU by mrgen and by sigpy, which is given the covariance, whitens and estimates maps. Then batches of 16
 prepared slices are loaded from the cache, with its file in memory and dropped from memory before (which some file
-systems ignore). On a GPU, a prior is trained with batches from the cache and with batches that lie on the GPU already.
+systems ignore). On a GPU, a prior is trained with batches from the cache and with batches that lie on the GPU already,
+and events on the GPU tell for how long it stood still before it had a batch.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from sigpy.mri import whiten
@@ -26,14 +30,14 @@ from sigpy.mri.app import EspiritCalib
 
 from mrgen.physics.fourier import centre_pad, fft2c, grid
 from mrgen.prior.cache import Stored
-from mrgen.prior.data import Item, StoredItem, TrainingSet, item_of
+from mrgen.prior.data import Item, Share, StoredItem, TrainingSet, item_of
 from mrgen.prior.train import train
 from mrgen.scans.open import open_scan
 from mrgen.scans.prepare import noise_covariance, prepare_slice, undersampling_mask
 from mrgen.scans.write import Layout, write_fastmri
 from mrgen.settings import Network, Protocol, Sampling, Training
 
-COILS, MATRIX, OVERSAMPLING, SIGMA, BATCH = 15, (320, 368), 2, 0.01, 16
+COILS, MATRIX, OVERSAMPLING, SIGMA, BATCH, STEPS = 15, (320, 368), 2, 0.01, 16, 60
 PROTOCOL = Protocol(
     description="benchmark",
     anatomy="ellipse",
@@ -43,17 +47,18 @@ PROTOCOL = Protocol(
 )
 
 
-def write_raw(path: Path, slices: int) -> None:
-    """An ellipse seen by smooth coils; every slice has its own noise."""
-    y, x = grid(MATRIX)
-    angles = (2 * torch.pi * torch.arange(COILS) / COILS)[:, None, None]
+def write_raw(path: Path, slices: int, seed: int = 0, coils: int = COILS, matrix: tuple[int, int] = MATRIX) -> None:
+    """An ellipse seen by smooth coils; every slice has its own noise, and every seed its own ellipse."""
+    generator = torch.Generator().manual_seed(seed)
+    r_y, r_x = 0.5 + 0.2 * torch.rand(2, generator=generator)
+    y, x = grid(matrix)
+    angles = (2 * torch.pi * torch.arange(coils) / coils)[:, None, None]
     near = torch.exp(-((y - angles.sin()) ** 2) - (x - angles.cos()) ** 2 + 1j * (y + x * angles.cos()))
-    image = near * ((y / 0.6) ** 2 + (x / 0.7) ** 2 < 1)
-    clean = fft2c(centre_pad(image, (OVERSAMPLING * MATRIX[0], MATRIX[1])))
-    generator = torch.Generator().manual_seed(0)
+    image = near * ((y / r_y) ** 2 + (x / r_x) ** 2 < 1)
+    clean = fft2c(centre_pad(image, (OVERSAMPLING * matrix[0], matrix[1])))
     noisy = (clean + SIGMA * torch.randn(clean.shape, dtype=clean.dtype, generator=generator) for _ in range(slices))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_fastmri(path, noisy, Layout(slices, COILS, MATRIX, OVERSAMPLING, (220, 253), 5), None, "ellipse")
+    write_fastmri(path, noisy, Layout(slices, coils, matrix, OVERSAMPLING, (220, 253), 5), None, "ellipse")
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -94,10 +99,38 @@ class FromDisk(StoredItem):
         return stored
 
 
-def repeated(items: Sequence[Item | StoredItem], name: str) -> TrainingSet:
+def mark() -> list[torch.cuda.Event]:
+    """Where a GPU is now in its work; nothing on a CPU."""
+    events = [torch.cuda.Event(enable_timing=True)] if torch.cuda.is_available() else []  # type: ignore[no-untyped-call]
+    for event in events:
+        event.record()
+    return events
+
+
+@dataclass(frozen=True)
+class Watched(TrainingSet):
+    """A set that marks on a GPU when a batch was there, when the work with it was done, when the next was there, ..."""
+
+    marks: list[torch.cuda.Event] = field(default_factory=list)
+
+    def shares(self, *args: Any, **kwargs: Any) -> Generator[Share]:
+        self.marks.clear()
+        with closing(super().shares(*args, **kwargs)) as shares:
+            for share in shares:
+                self.marks.extend(mark())
+                yield share
+                self.marks.extend(mark())
+
+    def waits(self, batches: int) -> list[float]:
+        """Seconds (batch,) for which the GPU had nothing to do before each of the last `batches` was there."""
+        between = zip(self.marks[1::2], self.marks[2::2], strict=True)
+        return [done.elapsed_time(there) / 1e3 for done, there in between][-batches:]
+
+
+def repeated(items: Sequence[Item | StoredItem], name: str) -> Watched:
     """A set of two batches at least."""
     many = [*items] * -(-2 * BATCH // len(items))
-    return TrainingSet(many, [MATRIX] * len(many), name)
+    return Watched(many, [MATRIX] * len(many), name)
 
 
 def loading(data: TrainingSet, device: str) -> None:
@@ -112,14 +145,14 @@ def loading(data: TrainingSet, device: str) -> None:
     print(f"load, {data.fingerprint}, to {device}: {each:.2f} s a batch, {BATCH * size / each:.0f} MB/s of files")
 
 
-def training(data: TrainingSet, out: Path, device: str, steps: int = 20) -> float:
+def training(data: TrainingSet, out: Path, device: str) -> float:
     """Seconds per step: a long run less a short one, which leaves out start and end, after one that warms up."""
 
     def run(count: int) -> None:
         train(data, PROTOCOL, out, device=device, resume=False, steps=count, report=lambda _: None)
 
-    _, short, long = (seconds(lambda count=count: run(count)) for count in (2, 2, 2 + steps))  # type: ignore[misc]
-    return (long - short) / steps
+    _, short, long = (seconds(lambda count=count: run(count)) for count in (2, 2, 2 + STEPS))  # type: ignore[misc]
+    return (long - short) / STEPS
 
 
 def main() -> None:
@@ -151,7 +184,10 @@ def main() -> None:
         print(f"train, batches on the GPU: {1 / resident:.2f} steps/s, batch {BATCH}, SENSE basis")
         for data in (warm, cold):
             own = training(data, args.out / "prior.safetensors", device)
-            print(f"train, {data.fingerprint}: {1 / own:.2f} steps/s, {resident / own:.1%} of that")
+            waits = data.waits(STEPS)
+            print(f"train, {data.fingerprint}: {1 / own:.2f} steps/s, {resident / own:.1%} of that; the GPU waited "
+                  f"{1e3 * median(waits):.2f} ms for a batch, {1e3 * max(waits):.1f} at most, "
+                  f"{sum(waits) / (len(waits) * own):.2%} of the time")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import gc
 import hashlib
 import os
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -25,8 +26,16 @@ PATIENCE = timedelta(minutes=10)  # how long a process waits for the others befo
 
 
 def local_device(device: str) -> str:
-    """The device of this process: under torchrun, each on a machine has a GPU of its own."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+    """The device of this process: under torchrun, each on a machine has a GPU of its own. Raises MrgenError."""
+    if device != "cuda" or "LOCAL_RANK" not in os.environ:
+        return device
+    number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if number >= there:
+        raise MrgenError(
+            f"torchrun started process {number + 1} of this machine, which has {there} usable GPU(s), expected one "
+            "each: lower --nproc-per-node"
+        )
+    return f"cuda:{number}"
 
 
 def is_first() -> bool:
@@ -57,11 +66,26 @@ class Processes:
             warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)  # they are constants
 
-    def averaging(self, model: nn.Module, wanted: bool) -> AbstractContextManager[None]:
-        """Around forward and backward pass: gradients are averaged only if `wanted`, else kept to be added up."""
-        if isinstance(model, DistributedDataParallel) and not wanted:
-            return model.no_sync()
-        return nullcontext()
+    @contextmanager
+    def averaging(self, model: nn.Module, wanted: bool) -> Iterator[None]:
+        """Around forward and backward pass: gradients are averaged only if `wanted`, else kept to be added up.
+
+        Raises MrgenError where gloo finds that another process has ended; NCCL waits, and `any` finds it.
+        """
+        apart = model.no_sync() if isinstance(model, DistributedDataParallel) and not wanted else nullcontext()
+        with self._together("gloo"), apart:
+            yield
+
+    @contextmanager
+    def _together(self, sign: str = "") -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if sign not in str(error):  # gloo's errors name its source files, and say nothing to a user
+                raise
+            raise MrgenError(
+                f"process {self.rank} of {self.count} lost the others: one of them ended, and says why"
+            ) from None
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over the processes of a tensor on the CPU. Raises MrgenError where another process has ended."""
@@ -79,21 +103,23 @@ class Processes:
 
     def _reduce(self, values: Tensor, operation: distributed.ReduceOp.RedOpType) -> Tensor:
         if self.control is not None:
-            try:
+            with self._together():
                 distributed.all_reduce(values, operation, self.control)
-            except RuntimeError:  # gloo's, whose text says nothing to a user
-                raise MrgenError(
-                    f"process {self.rank} of {self.count} lost the others: one of them ended, and says why"
-                ) from None
         return values
 
 
 def _leave() -> None:
-    """End the threads of gloo, which want Python's lock to free a tensor and abort the process if Python has ended.
+    """Give NCCL's group up, and end the threads of gloo.
 
-    They end with the last reference to their group; DistributedDataParallel holds some, in circles.
+    To destroy NCCL's group is a collective call: where one process has failed, it would wait for those that have not,
+    and torchrun, which ends them, waits for it. The threads of gloo want Python's lock to free a tensor and abort the
+    process if Python has ended. They end with the last reference to their group; DistributedDataParallel holds some, in
+    circles.
     """
     gc.collect()
+    if distributed.get_backend() == "nccl":
+        with suppress(AttributeError, RuntimeError):  # of versions that do it otherwise: then it is destroyed
+            distributed.distributed_c10d._get_default_group()._get_backend(torch.device("cuda")).abort()
     distributed.destroy_process_group()
 
 

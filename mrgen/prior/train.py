@@ -33,7 +33,7 @@ from mrgen.settings import Protocol, Training
 NOTICE = "Research use only. Not for diagnostic use."
 CHECKPOINT_SECONDS = 120.0
 REPORT_SECONDS = 5.0
-SHEETS = 20  # in a whole training
+SHEETS, SHEET_SECONDS = 20, 60.0  # at most so many in a whole training; at least so long between them
 
 
 def draw_sigma(floor: Tensor, training: Training, generator: torch.Generator) -> Tensor:
@@ -111,9 +111,10 @@ def train(
 
     `start` are weights to begin from; `objective` replaces the one that the protocol names; `seconds` ends the call
     early, leaving a checkpoint to resume from and the prior as it stands; `sheet` is given the averaged denoiser, and
-    where to draw its samples, SHEETS times. Under torchrun every process calls this with the same arguments and the
-    first one writes and reports. Raises MrgenError when the checkpoint belongs to other data or settings, on NaN, when
-    SIGTERM or Ctrl-C ended the training (a checkpoint is left), or when another process was lost.
+    where to draw its samples, at the end and now and then before. Under torchrun every process calls this with the same
+    arguments and the first one writes and reports. Raises MrgenError when the checkpoint belongs to other data or
+    settings, on NaN, when SIGTERM or Ctrl-C ended the training (a checkpoint is left), or when another process was
+    lost.
     """
     training, begun = protocol.training, time.monotonic()
     processes = join(device)
@@ -151,7 +152,8 @@ def train(
     mine = data.shares(
         step, training.batch, training.seed, device, processes.rank, processes.count, training.accumulate
     )
-    first, spoken, saved = step, time.monotonic(), time.monotonic()
+    first, spoken, drawn = step, time.monotonic(), begun
+    saved = -math.inf  # the first report brings a checkpoint, so that a disk without room is found at once
     (late,), stop = processes.any(spoken - begun >= seconds), False
     with stop_signals() as signals, closing(mine) as shares:
         while step < steps and not (late or stop):
@@ -179,23 +181,25 @@ def train(
             torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - keep)
             step += 1
 
-            if sheet is not None and first_process and step * SHEETS // steps > (step - 1) * SHEETS // steps:
+            now = time.monotonic()
+            mark = step * SHEETS // steps > (step - 1) * SHEETS // steps and now - drawn >= SHEET_SECONDS
+            if sheet is not None and first_process and (mark or step == steps):
                 averaged = Denoiser(protocol.network, training.sigma_data, amp=device != "cpu").to(device)
                 averaged.load_state_dict(average)
                 with torch.no_grad():
                     sheet(averaged, out.with_suffix(".samples.png"))
-            now = time.monotonic()
+                drawn = now
             due, late, stop = processes.any(now - spoken > REPORT_SECONDS, now - begun >= seconds, bool(signals))
             if due or late or stop or step == steps:
                 level, rate = recent.move(log, step, processes, out.name), (step - first) / (now - begun)
                 left, spoken = (steps - step) / rate / 60, now
-                report(f"step {step}/{steps}  risk {level:.5f}  {rate:.1f} steps/s  {left:.1f} min left")
                 ended = late or stop or step == steps
                 if first_process and (ended or now - saved > CHECKPOINT_SECONDS):  # after NaN has been ruled out
                     save_checkpoint(checkpoint, identity, step, parameters, average, optimiser, log.sums)
                     if not ended:
                         log.write(out)
                     saved = now
+                report(f"step {step}/{steps}  risk {level:.5f}  {rate:.1f} steps/s  {left:.1f} min left")
     if first_process:
         log.write(out)
     if stop:

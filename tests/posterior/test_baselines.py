@@ -166,3 +166,23 @@ def test_nothing_is_where_no_coil_has_a_map(blocks: Slice) -> None:
         image = method(slice_, 0.01, 20)
         assert (image[blind] == 0).all()
         assert (image[~blind] != 0).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("sets", [1, 2])
+def test_l1_wavelet_takes_the_steps_of_sigpy(blocks: Slice, sets: int) -> None:
+    maps = blocks.maps if sets == 1 else torch.stack([blocks.maps, blocks.maps.flip(0)]) / 2**0.5
+    slice_ = replace(blocks, maps=maps, sets=sets)
+    arrays = maps.reshape(sets, COILS, 64, 60).numpy()
+    linop = sigpy.linop
+    images = linop.Reshape((sets, 1, 64, 60), (sets, 64, 60))
+    coils = linop.Sum((sets, COILS, 64, 60), axes=(0,)) * linop.Multiply(images.oshape, arrays)
+    model = linop.Multiply((COILS, 64, 60), blocks.mask.expand(64, 60).numpy()) * linop.FFT(
+        (COILS, 64, 60), axes=(-2, -1)
+    )
+    wavelet = linop.Wavelet((sets, 64, 60), axes=(-2, -1), wave_name="db4")
+    sparse = sigpy.prox.UnitaryTransform(sigpy.prox.L1Reg(wavelet.oshape, 0.01), wavelet)
+    app = sigpy.app.LinearLeastSquares(
+        model * coils * images, blocks.kspace.numpy(), max_iter=7, proxg=sparse, alpha=1.0, show_pbar=False
+    )
+    expected = app.run().reshape(slice_.support.shape)
+    np.testing.assert_allclose(l1_wavelet(slice_, 0.01, 7).numpy(), expected, atol=1e-5)

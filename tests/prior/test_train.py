@@ -94,11 +94,24 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(
     with pytest.raises(Stop):
         train(data, settings, parts, report=kill)
     assert not parts.exists()
+    assert read_safetensors(parts.with_suffix(".checkpoint.safetensors"))[1]["step"] < 12
     said: list[str] = []
     train(data, settings, parts, report=said.append)
     assert said[0].startswith("resuming")
     assert_same(whole, parts)
     assert rows(whole) == rows(parts), "the log has a gap"
+
+
+def test_the_first_report_brings_a_checkpoint(tmp_path: Path, clock: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 2.0)
+
+    def kill(text: str) -> None:
+        if text.startswith("step"):
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(slices(), protocol(steps=20), tmp_path / "prior.safetensors", report=kill)
+    assert read_safetensors(tmp_path / "prior.checkpoint.safetensors")[1]["step"] == 3
 
 
 def test_out_of_time_before_the_first_update_leaves_a_run_to_resume(tmp_path: Path) -> None:
@@ -356,7 +369,11 @@ def test_any_pose_is_unitary_and_inverts_itself() -> None:
     assert max(angles) > 2
 
 
-def test_sheets_are_drawn_from_the_averaged_weights_and_change_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("least", "sheets"), [(0, 20), (10, 5), (1000, 1)])
+def test_sheets_are_drawn_from_the_averaged_weights_and_change_nothing(
+    tmp_path: Path, clock: None, monkeypatch: pytest.MonkeyPatch, least: int, sheets: int
+) -> None:
+    monkeypatch.setattr(loop, "SHEET_SECONDS", least)
     drawn: list[dict[str, Tensor]] = []
 
     def sheet(denoise: object, path: Path) -> None:
@@ -367,6 +384,6 @@ def test_sheets_are_drawn_from_the_averaged_weights_and_change_nothing(tmp_path:
     one = train(slices(), protocol(steps=50), tmp_path / "a.safetensors", report=silent, sheet=sheet)
     two = train(slices(), protocol(steps=50), tmp_path / "b.safetensors", report=silent)
     assert_same(one, two)
-    assert len(drawn) == 20
+    assert len(drawn) == sheets
     average = tensors(one.with_suffix(".checkpoint.safetensors"))
     assert all(torch.equal(v, average[f"average/{k}"]) for k, v in drawn[-1].items())
