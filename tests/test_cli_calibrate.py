@@ -66,7 +66,14 @@ def test_a_calibration_is_fitted_and_applied(mrgen, heads, recipe, tmp_path):
         report = json.loads((folder / "report.json").read_text())
         assert report["interval"]["factor"] == factor
         assert f"calibrated, covers {covered[-1]:.1%}" in mrgen("evaluate", folder)[1]
+        assert "sets of coil maps" not in text
     assert np.mean(covered) == pytest.approx(0.9, abs=0.01)
+    assert [level["map_sets"] for level in record["levels"]] == [[1], [1]]
+    for level in record["levels"]:
+        level["map_sets"] = [2]
+    out.write_text(json.dumps(record))
+    note = "the calibration is of slices with 2 set(s) of coil maps, and this scan has slices with 1: do not rely"
+    assert note in mrgen("recon", heads[0], "--R", 2, *options, "--calibration", out, "-o", tmp_path / "other")[1]
 
 
 def test_an_interrupted_calibration_goes_on(mrgen, heads, recipe, tmp_path, monkeypatch):
@@ -143,7 +150,7 @@ def test_every_reconstruction_with_samples_is_checked(mrgen, heads, recipe, tmp_
     np.testing.assert_allclose(images["many"]["quantile_95"], ordered[:, -1], rtol=1e-5)
 
 
-LEVEL = Level(4, 4.0, 2.0, 3, 3, 0.7, 0.8, 0.85, 0.9, 0.3, 0.3)
+LEVEL = Level(4, 4.0, 2.0, 3, 3, 0.7, 0.8, 0.85, 0.9, 0.3, 0.3, [1])
 
 
 def made(**changes) -> Calibration:
@@ -178,7 +185,9 @@ def test_what_it_was_not_made_for_is_refused():
 
 
 def test_a_level_is_the_mean_over_scans():
-    scans = [Scored(np.linspace(0, s, 1001), 1, 4 + s, 0.5 * s, 0.25 * s, 0.1 * s, 0.2 * s) for s in (1.0, 2.0)]
+    scans = [
+        Scored(np.linspace(0, s, 1001), 1, 4 + s, 0.5 * s, 0.25 * s, 0.1 * s, 0.2 * s, [int(s)]) for s in (1.0, 2.0)
+    ]
     level = fit_level(4, scans, 0.9)
     assert level.factor == pytest.approx(1.6, abs=2e-3)  # (1 + 0.8) / 2
     assert (level.achieved, level.before, level.exact) == (5.5, 0.75, 0.375)
@@ -187,6 +196,7 @@ def test_a_level_is_the_mean_over_scans():
     assert level.after == pytest.approx((1 + 0.45) / 2, abs=2e-3)
     assert level.guaranteed == pytest.approx(0.6)
     assert fit_level(4, scans[:1], 0.9).after is None
+    assert (level.map_sets, fit_level(4, scans[1:], 0.9).map_sets) == ([1, 2], [2])
 
 
 def test_a_file_that_is_no_calibration_is_refused(mrgen, heads, recipe, tmp_path):

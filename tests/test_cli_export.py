@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import io
 import json
 import re
 from collections.abc import Callable
@@ -15,6 +17,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from PIL import Image
 
 from mrgen.cli import recon as recon_command
 from mrgen.review.calibration import Level, write_calibration
@@ -63,7 +66,8 @@ def test_recon_writes_every_format_and_export_the_same(mrgen, scan, tmp_path):
 def calibration(tmp_path) -> Path:
     """A calibration file for the recipe of SAMPLING."""
     recipe = load(Recipe, "gaussian").model_copy(update={"samples": 4})
-    level = Level(2, 2.0, 2.5, 1, 2, guaranteed=0.45, before=0.6, exact=0.7, after=None, rank_correlation=0.5, ause=0.1)
+    figures = {"guaranteed": 0.45, "before": 0.6, "exact": 0.7, "after": None, "rank_correlation": 0.5, "ause": 0.1}
+    level = Level(2, 2.0, 2.5, 1, 2, **figures, map_sets=[1])
     path = tmp_path / "calibration.json"
     write_calibration(path, [level], share=0.9, recipe=recipe, recipe_name="gaussian", prior=None, mask="any", seed=0)
     return path
@@ -110,23 +114,111 @@ def test_flag_wants_intervals_and_overlay_samples(mrgen, scan, tmp_path):
     assert written(tmp_path / "out") == before
 
 
-def test_nothing_of_the_header_that_identifies_is_in_any_output(mrgen, scan, calibration, tmp_path):
+# All of the ISMRMRD schema that may identify a person, a place or a day; x and y are the matrix.
+RICH = """<?xml version="1.0"?><ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">
+<subjectInformation><patientName>Doeringer^Janeth</patientName><patientWeight_kg>71.2345</patientWeight_kg>
+ <patientID>Q4711Z</patientID><patientBirthdate>1931-02-03</patientBirthdate><patientGender>O</patientGender>
+</subjectInformation>
+<studyInformation><studyDate>2001-04-05</studyDate><studyTime>13:37:42</studyTime><studyID>8844221</studyID>
+ <accessionNumber>9955331</accessionNumber><referringPhysicianName>Zuweiser^Rita</referringPhysicianName>
+ <studyDescription>Headache since Monday</studyDescription><studyInstanceUID>1.2.3.4.567891</studyInstanceUID>
+ <bodyPartExamined>SKULLBASE</bodyPartExamined></studyInformation>
+<measurementInformation><measurementID>meas77123</measurementID><seriesDate>2001-04-06</seriesDate>
+ <seriesTime>14:38:43</seriesTime><patientPosition>HFS</patientPosition><protocolName>Janeth brain</protocolName>
+ <sequenceName>*secretsequence</sequenceName><seriesDescription>follow-up of Doeringer</seriesDescription>
+ <seriesInstanceUIDRoot>1.2.3.4.567892</seriesInstanceUIDRoot><frameOfReferenceUID>1.2.3.4.567893</frameOfReferenceUID>
+ <measurementDependency><dependencyType>Noise</dependencyType><measurementID>meas77122</measurementID>
+ </measurementDependency></measurementInformation>
+<acquisitionSystemInformation><systemVendor>ACME</systemVendor><systemModel>Model T</systemModel>
+ <systemFieldStrength_T>3.0</systemFieldStrength_T><institutionName>Somewhere General</institutionName>
+ <stationName>STATION77</stationName><deviceID>device88123</deviceID><deviceSerialNumber>66177</deviceSerialNumber>
+ <coilLabel><coilNumber>1</coilNumber><coilName>coilname99</coilName></coilLabel></acquisitionSystemInformation>
+<experimentalConditions><H1resonanceFrequency_Hz>123200000</H1resonanceFrequency_Hz></experimentalConditions>
+<encoding><encodedSpace><matrixSize><x>{y}</x><y>{x}</y><z>1</z></matrixSize>
+  <fieldOfView_mm><x>{y}</x><y>{x}</y><z>5</z></fieldOfView_mm></encodedSpace>
+ <reconSpace><matrixSize><x>{y}</x><y>{x}</y><z>1</z></matrixSize>
+  <fieldOfView_mm><x>{y}</x><y>{x}</y><z>5</z></fieldOfView_mm></reconSpace>
+ <encodingLimits><kspace_encoding_step_1><minimum>0</minimum><maximum>{last}</maximum><center>{centre}</center>
+ </kspace_encoding_step_1></encodingLimits><trajectory>cartesian</trajectory></encoding>
+<userParameters><userParameterString><name>remark77</name><value>allergic to penicillin</value>
+ </userParameterString></userParameters></ismrmrdHeader>"""
+KEPT = {"ACME", "Model T", "HFS", "O", "1", "Noise", "3.0", "123200000", "cartesian"}  # tells nobody from others
+
+
+@pytest.fixture(params=["fastMRI", "ISMRMRD"])
+def named_scan(request, write_scan, phantom, tmp_path) -> tuple[Path, set[str]]:
+    """A scan, and all texts in its header and attributes that mrgen has to keep to itself."""
+    kspace = 1e-3 * phantom(slices=2, coils=4, shape=(32, 24), noise=0.01)
+    header = RICH.format(y=32, x=24, last=23, centre=12)
+    outside = ("userParameters", "subjectInformation", "studyInformation", "measurementInformation")
+    root = ElementTree.fromstring(header)
+    encoding = {e.text for part in root if part.tag.endswith("encoding") for e in part.iter()}
+    texts = {(e.text or "").strip() for e in root.iter()} - encoding - KEPT - {""}
+    assert len(texts) == 28
+    assert {part.tag.rpartition("}")[2] for part in root} >= set(outside)
+    if request.param == "fastMRI":
+        path = write_scan("scan.h5", kspace=kspace, ismrmrd_header=header)
+        with h5py.File(path, "r+") as file:
+            file.attrs.update({"patient_id": "f4571M", "acquisition": "AXT2_Doeringer"})
+        texts |= {"f4571M", "AXT2_Doeringer"}
+    else:
+        ismrmrd = pytest.importorskip("ismrmrd", reason="writing ISMRMRD files needs the package ismrmrd")
+        path = tmp_path / "scan.h5"
+        with ismrmrd.Dataset(str(path), mode="w") as file:
+            file.write_xml_header(header)
+            for number, slice_ in enumerate(kspace.numpy()):
+                for line in range(24):
+                    one = ismrmrd.Acquisition.from_array(np.ascontiguousarray(slice_[..., line]))
+                    one.idx.slice, one.idx.kspace_encode_step_1, one.center_sample = number, line, 16
+                    one.read_dir[:], one.phase_dir[:], one.slice_dir[:] = (1, 0, 0), (0, 1, 0), (0, 0, 1)
+                    one.position[:] = (0, 0, 5 * number)
+                    file.append_acquisition(one)
+    words = {word for text in texts for word in re.split(r"[\s^_]", text) if len(word) > 4}
+    return path, texts | words | {text.replace("-", "") for text in texts if text.startswith(("19", "20"))}
+
+
+def readable(name: str, content: bytes, path: Path) -> bytes:
+    """All bytes of a file in which a text may stand, unpacked."""
+    if name.endswith(".gz"):
+        return gzip.decompress(content)
+    if name.endswith(".h5"):  # its chunks may be packed
+        found: list[object] = []
+        with h5py.File(path) as file:
+            file.visititems(lambda key, item: found.extend([key, *item.attrs.items()]))
+            found += [*file.attrs.items(), *(item[()] for item in file.values() if item.dtype.kind in "OS")]
+        return content + repr(found).encode()
+    pictures = [content] if name.endswith(".png") else []
+    if name == HTML:  # numbers are in base64, where letters mean nothing
+        pictures = [base64.b64decode(text) for text in re.findall(rb"data:image/png;base64,([^\"]*)", content)]
+        assert len(pictures) == 3  # two slices and the mask
+        content = re.sub(rb'base64,[^"]*|<script type="text/plain".*', b"", content)
+    return content + b"".join(repr(Image.open(io.BytesIO(picture)).info).encode() for picture in pictures)
+
+
+def test_nothing_of_the_header_that_identifies_is_in_any_output(mrgen, named_scan, calibration, tmp_path):
+    scan, secrets = named_scan
+    assert {"Doeringer^Janeth", "Doeringer", "8844221", "20010405", "penicillin"} <= secrets
     extra = ["--flag", 0.01, "--overlay", "--dicom-samples", "--calibration", calibration]
-    assert mrgen("recon", scan, *SAMPLING, *extra, "-o", tmp_path / "out")[0] == 0
-    assert {"1004_flagged", "1005_overlay"} < {path.name for path in (tmp_path / "out/dicom").iterdir()}
-    with h5py.File(scan) as file:
-        root = ElementTree.fromstring(file["ismrmrd_header"][()])
-        texts = {(e.text or "").strip() for e in root.iter()} | set(file.attrs.values())
-    kept = {text for text in texts if re.fullmatch(r"[\d.]*|HFS", text)}  # sizes, the position of the patient
-    secrets = {word for text in texts - kept for word in (text, *text.split("^"), text.replace("-", ""))}
-    assert {"Doe^Jane", "Doe", "Jane brain", "Q4711Z", "2001-02-03", "20010203", "Somewhere"} <= secrets
-    for name, content in written(tmp_path / "out").items():
-        unpacked = gzip.decompress(content) if name.endswith(".gz") else content
-        if name == HTML:  # three letters may well turn up in base64
-            unpacked = re.sub(rb'base64,[^"]*|<script type="text/plain".*', b"", unpacked)
+    code, text, error = mrgen("recon", scan, *SAMPLING, *extra, "-o", tmp_path / "out")
+    assert code == 0, error
+    files = written(tmp_path / "out")
+    kinds = {Path(name).parent.name if name.endswith(".dcm") else Path(name).suffix for name in files}
+    series = {
+        "1001_mean",
+        "1002_std",
+        "1003_std_pm",
+        "1004_flagged",
+        "1005_overlay",
+        "1006_interval",
+        "1007_interval_pm",
+    }
+    assert kinds == {".h5", ".json", ".png", ".html", ".gz", *series, *(f"110{n}_sample" for n in range(1, 5))}
+    files |= {"stdout": text.replace(str(scan), "").encode(), "stderr": error.encode()}
+    for name, content in files.items():
+        unpacked = readable(name, content, tmp_path / "out" / name).lower()
         for secret in secrets:
-            assert secret.encode() not in unpacked, name
-            assert secret.encode("utf-16-le") not in unpacked, name
+            for encoding in ("utf-8", "utf-16-le", "utf-16-be"):
+                assert secret.lower().encode(encoding) not in unpacked, (name, secret)
 
 
 @pytest.mark.parametrize("formats", ["hdf5", "nifti", "DICOM", "dicom, nifti", "html"])

@@ -63,6 +63,7 @@ class Level:
     after: float | None  # None for a single scan
     rank_correlation: float
     ause: float
+    map_sets: list[int]  # numbers of sets of coil maps that its slices had
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,11 @@ class Calibration:
     prior: str | None  # SHA-256
     levels: tuple[Level, ...]  # by rising R
     sha256: str  # of the file
+
+    @property
+    def map_sets(self) -> set[int]:
+        """Numbers of sets of coil maps that the calibration's slices had."""
+        return {sets for level in self.levels for sets in level.map_sets}
 
     def refuse_other(self, recipe: Recipe, prior: str | None) -> None:
         """Raises MrgenError for another recipe, number of samples or prior than those of the calibration."""
@@ -118,6 +124,7 @@ class Scored:
     exact: float
     rank_correlation: float
     ause: float
+    map_sets: list[int]  # of each slice
 
 
 def recipe_digest(recipe: Recipe) -> str:
@@ -145,6 +152,7 @@ def score_result(result: Result, share: float) -> Scored:
         float((relative <= exact_factor(result.samples, share)).mean()),
         figures["rank_correlation"],
         figures["ause"],
+        result.map_sets,
     )
 
 
@@ -167,6 +175,7 @@ def fit_level(acceleration: float, scans: Sequence[Scored], share: float) -> Lev
         after=float(np.mean(without_one(relative, share))) if len(scans) > 1 else None,
         rank_correlation=mean("rank_correlation"),
         ause=mean("ause"),
+        map_sets=sorted({sets for scan in scans for sets in scan.map_sets}),
     )
 
 

@@ -79,7 +79,9 @@ def save_figure(
         panels.append((mask, f"sampling\n{int(mask.sum())} of {mask.size} points", {"top": 1.0}))
     rows = 1 if len(panels) <= 4 else 2
     columns = -(-len(panels) // rows)
-    figure = Figure(figsize=(2.9 * columns, 2.75 * rows + 0.8), layout="compressed")
+    n_y, n_x = images[final].shape
+    spread_out = n_x < 0.9 * n_y  # narrow images side by side would have titles that overlap
+    figure = Figure(figsize=(2.9 * columns, 2.75 * rows + 0.8), layout="constrained" if spread_out else "compressed")
     grid = figure.add_gridspec(rows + 1, columns, height_ratios=[*[1.0] * rows, 0.06])
     for i in range(rows * columns):
         axes = figure.add_subplot(grid[i // columns, i % columns])

@@ -33,7 +33,7 @@ def check_threshold(threshold: float) -> None:
         )
 
 
-def flagged(interval: Volume, image: Volume, threshold: float) -> NDArray[np.bool_]:
+def uncertain_regions(interval: Volume, image: Volume, threshold: float) -> NDArray[np.bool_]:
     """Where regions are flagged, (slice, y, x), by the half-width of the interval and the image of the same shape."""
     wide = np.zeros(image.shape, np.bool_)
     for i, (u, x) in enumerate(zip(interval, image, strict=True)):
@@ -51,7 +51,7 @@ def _without_specks(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def rule(threshold: float) -> str:
-    """What `flagged` takes, in words."""
+    """What `uncertain_regions` takes, in words."""
     return (
         f"half-width of the calibrated interval above {threshold:g} x the slice's 99th percentile of the mean, within "
         f"the body (mean above 0.1 x that percentile), regions of {SMALLEST} pixels or more"

@@ -1,9 +1,9 @@
 """The report: one HTML file that a browser opens from disk, with the images, the figures and how they were made.
 
 It asks for nothing from anywhere, which its content security policy enforces: no source is allowed but its own style
-and script, named by their hashes, and pictures inside the page. Images are packed by pack.py and unpacked where they
-are first shown; `report/` holds the page, its style and its script. Nothing that names a person, a file or a folder is
-in it; a text from outside (a recipe, the file of a prior) is escaped.
+and script, named by their hashes, and pictures inside the page. Images are chosen by held.py, packed by pack.py and
+unpacked where they are first shown; `report/` holds the page, its style and its script. Nothing that names a person, a
+file or a folder is in it; a text from outside (a recipe, the file of a prior) is escaped.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import base64
 import hashlib
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -23,20 +22,21 @@ import numpy as np
 
 from mrgen.review.figure import NOTICE, label
 from mrgen.review.geometry import NOMINAL_NOTICE, Placement, towards
+from mrgen.review.held import MAPS, SAMPLES, Held, hold
 from mrgen.review.markup import Markup, joined, picture, tag
 from mrgen.review.metrics import best_scale
-from mrgen.review.pack import COARSE, levels, pack, step_of
+from mrgen.review.pack import COARSE
 from mrgen.review.stored import Stored
 from mrgen.review.uncertainty import std_sampling_error
 from mrgen.review.words import headline, pixel_size, summary
 
-LARGEST = 19.4e6  # bytes of packed images, beyond which slices far from the middle get no samples
-GREY = ("reconstruction", "zero_filled", "l1_wavelet", "reference")
-MAPS = ("std", "null_space")
+LARGEST = 20e6  # bytes of the file
+SHOWN = ("reconstruction", "zero_filled", "l1_wavelet", "reference", *MAPS)  # in the order of the menus
+_TEXTS = 100e3, 1e3  # bytes that words and tables stay below, those of all and of each slice
 _SCRIPTS = ("decode.js", "draw.js", "roi.js", "view.js", "mouse.js", "controls.js")
-_THUMBNAIL = 144  # pixels, the longer side
+_THUMBNAIL = 144  # pixels, the longer side, of up to
+_THUMBNAILS = 64  # slices; of more, all small pictures together have as many
 _TOP = 99.8  # percentile that is white
-_AT_ONCE = 4  # slices whose samples are in memory
 
 
 def write_html(path: Path, stored: Stored, placement: Placement, name: str) -> None:
@@ -46,7 +46,9 @@ def write_html(path: Path, stored: Stored, placement: Placement, name: str) -> N
         (files("mrgen.review") / "report" / file).read_text(encoding="utf-8") for file in ("style.css", *_SCRIPTS)
     )
     script = '"use strict";\n' + "\n".join(scripts)
-    facts, blocks = _images(stored)
+    pictures = joined(thumbnails(stored, placement))
+    held = hold(stored, LARGEST - len(pictures) - _TEXTS[0] - _TEXTS[1] * stored.shape[0])
+    facts = _facts(stored, held)
     facts["edges"] = edges(placement)
     spacing = pixel_size(stored, placement)
     facts |= {"spacing": spacing, "area": None if spacing is None else spacing[0] * spacing[1]}
@@ -61,10 +63,10 @@ def write_html(path: Path, stored: Stored, placement: Placement, name: str) -> N
         headline=tag("small", headline(stored)),
         result=tag("span", f"Result {name}"),
         warnings=tag("p", f"{NOMINAL_NOTICE}.", class_="warning") if placement.nominal else "",
-        thumbnails=joined(thumbnails(stored, placement)),
-        summary=summary(stored, placement),
+        thumbnails=pictures,
+        summary=summary(stored, placement, held),
         facts=_harmless(json.dumps(facts, allow_nan=False)),
-        data="\n".join(f'<script type="text/plain" id="{key}">{block}</script>' for key, block in blocks.items()),
+        data="\n".join(f'<script type="text/plain" id="{key}">{block}</script>' for key, block in held.blocks.items()),
     )
     path.write_text(text, encoding="utf-8")
 
@@ -89,7 +91,7 @@ def thumbnails(stored: Stored, placement: Placement) -> Iterator[Markup]:
     mean = stored.images["reconstruction"]
     top = float(np.percentile(mean, _TOP)) or 1.0
     height, width = np.array(mean.shape[1:]) * placement.spacing
-    ratio = _THUMBNAIL / max(height, width)
+    ratio = _THUMBNAIL * min(1, (_THUMBNAILS / len(mean)) ** 0.5) / max(height, width)
     size = (max(round(width * ratio), 1), max(round(height * ratio), 1))
     first = stored.attributes["first_slice"]
     listed = {flag["slice"] for flag in stored.report["flagged"]["slices"]}
@@ -117,62 +119,29 @@ def _unit(largest: float) -> dict[str, Any]:
     return {"factor": 10.0**-power, "label": f"10{superscript} a.u." if power else "a.u."}
 
 
-def _images(stored: Stored) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the script has to know, and the packed images by id."""
-    mean = stored.images["reconstruction"]
-    largest, fit = float(np.percentile(mean, _TOP)), None
-    layers: list[dict[str, Any]] = []
-    blocks: dict[str, str] = {}
-    with ThreadPoolExecutor() as pool:  # zlib leaves the interpreter to others
-        for name in (*GREY, *MAPS):
-            volume = stored.volume(name)
-            if volume is None:
-                continue
-            step = step_of(volume) * (COARSE if name in MAPS else 1)
-            texts = pool.map(lambda image, step=step: pack(levels(image, step)), volume)
-            blocks |= {f"{name}-{i}": text for i, text in enumerate(texts)}
-            top = float(np.percentile(volume, _TOP)) or float(volume.max()) or 1.0
-            shown = {"label": map_label(name, stored.samples), "map": name in MAPS}
-            layers.append({"id": name, **shown, "step": step, "top": top})
-            if name == "reference":
-                largest = top
-                fit = [best_scale(image, truth) for image, truth in zip(mean, volume, strict=True)]
-        samples, packed = _samples(stored, LARGEST - sum(map(len, blocks.values())), pool)
-
-    largest = largest or 1.0
-    if samples is not None:
+def _facts(stored: Stored, held: Held) -> dict[str, Any]:
+    """What the script has to know."""
+    mean, reference = stored.images["reconstruction"], stored.volume("reference")
+    count, rows, columns = mean.shape
+    there = {key.rpartition("-")[0] for key in held.blocks}
+    largest = held.tops["reconstruction" if reference is None else "reference"]
+    layers: list[dict[str, Any]] = [
+        {"id": name, "label": map_label(name, stored.samples), "map": name in MAPS, "step": held.steps[name]}
+        | {"top": held.tops[name]}
+        for name in SHOWN
+        if name in there
+    ]
+    samples, fit = None, None
+    if SAMPLES in there:
+        samples = {"count": stored.samples, "step": COARSE * held.steps["reconstruction"], "ratio": COARSE}
         layers.insert(1, {"id": "sample", "label": "sample", "map": False, "top": largest})
-    if fit is not None:
+    if reference is not None and "reference" in there:
+        fit = [best_scale(image, truth) for image, truth in zip(mean, reference, strict=True)]
         layers.append({"id": "error", "label": "absolute error", "map": True, "top": largest / 4})
     attributes = stored.attributes
     interval = {name: attributes.get(f"interval_{name}") for name in ("coverage", "factor")}
-    count, rows, columns = mean.shape
     return {
         **{"slices": count, "rows": rows, "columns": columns, "first": attributes["first_slice"]},
         **{"layers": layers, "largest": largest, "unit": _unit(largest), "fit": fit, "samples": samples},
         "interval": None if None in interval.values() else interval,
-    }, blocks | packed
-
-
-def _samples(stored: Stored, budget: float, pool: ThreadPoolExecutor) -> tuple[dict[str, Any] | None, dict[str, str]]:
-    """Samples of as many slices around the middle as `budget` bytes hold, and what the script has to know of them."""
-    mean, held = stored.images["reconstruction"], stored.sampled
-    step = step_of(mean)
-
-    def packed(i: int) -> str:
-        return pack(levels(stored.slice_samples(i), COARSE * step), levels(mean[i], step) // COARSE)
-
-    order = sorted(held, key=lambda i: abs(2 * i + 1 - held.start - held.stop))
-    blocks: dict[str, str] = {}
-    for begin in range(0, len(order), _AT_ONCE):
-        if budget < 0:
-            break
-        some = order[begin : begin + _AT_ONCE]
-        for i, text in zip(some, pool.map(packed, some), strict=True):
-            budget -= len(text)
-            if budget >= 0:
-                blocks[f"samples-{i}"] = text
-    if not blocks:
-        return None, {}
-    about = {"first": min(order[: len(blocks)]), "slices": len(blocks), "count": stored.samples}
-    return about | {"step": COARSE * step, "ratio": COARSE}, blocks
+    }

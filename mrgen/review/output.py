@@ -26,7 +26,7 @@ from mrgen.review.folder import replacing
 from mrgen.review.geometry import write_geometry
 from mrgen.review.metrics import Array, scores
 from mrgen.review.pack import levels, step_of
-from mrgen.review.second_look import RULE, flagged, slice_figures
+from mrgen.review.second_look import RULE, second_look, slice_figures
 from mrgen.review.uncertainty import std_sampling_error
 from mrgen.scans.geometry import Geometry
 from mrgen.scans.header import anonymous_header
@@ -214,7 +214,7 @@ def _report(result: Result) -> dict[str, Any]:
         "n_samples": result.samples,
         "prior_sha256": result.prior_sha256,
         "prior": result.prior,
-        "flagged": {"rule": RULE, "figures": figures, "slices": flagged(figures, result.facts)},
+        "flagged": {"rule": RULE, "figures": figures, "slices": second_look(figures, result.facts)},
         "seconds": {"reconstruction": round(sum(result.seconds), 2), "slices": result.seconds},
         "resumed_slices": result.resumed,
         "identity": result.identity,

@@ -21,6 +21,7 @@ from mrgen.physics.masks import achieved_acceleration
 from mrgen.posterior.batch import Batch
 from mrgen.posterior.reconstruct import Reconstruction, reconstruct
 from mrgen.prior.files import Prior
+from mrgen.review.account import describe, other_map_sets, regularised
 from mrgen.review.calibration import Calibration
 from mrgen.review.card import prior_card
 from mrgen.review.metrics import Array
@@ -29,7 +30,6 @@ from mrgen.review.parts import Part, Parts
 from mrgen.review.uncertainty import quantiles
 from mrgen.scans.geometry import Geometry
 from mrgen.scans.prepare import prepare
-from mrgen.scans.recognise import acceleration_text
 from mrgen.scans.scan import Scan, Slice
 from mrgen.settings import Recipe
 
@@ -141,7 +141,7 @@ def reconstruct_scan(
     batch = run.batch or Batch.on(run.device, say)
     if resumed:
         earlier = parts.read(min(set(run.slices) - set(left)))
-        _describe(run, earlier.images["mask"], earlier.facts, say)
+        describe(run, earlier.images["mask"], earlier.facts, say)
         say(f"resumed {resumed} of {len(run.slices)} slices were finished before an interruption")
     for number, index in enumerate(left, start=resumed):
         place = f"slice {number + 1} of {len(run.slices)}"
@@ -163,7 +163,7 @@ def reconstruct_scan(
                 device=run.device,
             )
             if number == 0:
-                _describe(run, slice_.mask, _facts(slice_), say)
+                describe(run, slice_.mask, _facts(slice_), say)
             result = reconstruct(
                 slice_, run.prior, run.recipe, slice_generator(run.seed, index), step, batch, run.check
             )
@@ -181,9 +181,12 @@ def reconstruct_scan(
         facts = {**_facts(slice_), "regularised": result.facts, "checks": result.checks, "seconds": seconds}
         parts.write(index, Part(images, facts))
         if result.facts:
-            say(f"lambda  {_how(result.facts)}, slice {index}")
+            say(f"lambda  {regularised(result.facts)}, slice {index}")
         progress((number + 1) / len(run.slices), place)
-    return _gather(run, parts, resumed)
+    whole = _gather(run, parts, resumed)
+    if note := other_map_sets(run, whole.map_sets):
+        say(note)
+    return whole
 
 
 def _gather(run: Run, parts: Parts, resumed: int) -> Result:
@@ -249,39 +252,6 @@ def _facts(slice_: Slice) -> dict[str, Any]:
         "map_sets": slice_.sets,
         "second_share": slice_.second_share,
     }
-
-
-def _describe(run: Run, mask: Tensor, facts: dict[str, Any], say: Callable[[str], None]) -> None:
-    kept, whole = int(mask.sum()), mask.numel()
-    what = "lines" if mask.ndim == 1 else "points"
-    how = "as measured" if run.undersample is None else "retrospectively"
-    measurable = achieved_acceleration(mask, sum(run.scan.padding))
-    say(f"mask    {kept} of {whole} {what}, {how}, {acceleration_text(measurable, achieved_acceleration(mask))}")
-    say(f"noise   sigma0 = {facts['sigma0']:.4f} of full scale, from {facts['noise_from']}")
-    if facts["coil_energy"] is not None:
-        energy = f"{100 * facts['coil_energy']:.1f} % of the energy of the calibration data"
-        say(f"coils   {run.coils} virtual of {run.scan.shape[1]}, {energy}")
-    say(f"maps    {_maps(facts['map_sets'], facts['second_share'], run.map_sets is None)}")
-
-
-def _maps(sets: int, second_share: float | None, chosen: bool) -> str:
-    """The number of sets of maps and what it rests on, in words."""
-    text = f"{sets} set{'s' * (sets > 1)}"
-    if second_share is None:
-        return f"{text}, as asked"
-    text += f": a second one holds {second_share:.2%} of the calibration image"
-    if not chosen:
-        return f"{text}, as asked"
-    return f"{text}, so the object {'wraps' if sets > 1 else 'does not wrap'} into the field of view"
-
-
-def _how(facts: dict[str, Any]) -> str:
-    """The facts of `regularised`, in words."""
-    text = f"{facts['regularisation']:.2g}, by {facts['chosen_by']}"
-    if "changes" in facts:
-        end = "converged" if facts["converged"] else "NOT converged"
-        text += f"; {end}: the last of {len(facts['changes'])} iterations changed {100 * facts['changes'][-1]:.2g} %"
-    return text
 
 
 def _images(slice_: Slice, result: Reconstruction, samples: bool) -> dict[str, Tensor]:

@@ -39,8 +39,9 @@ RULE = (
     "A slice is listed where one of these figures is above its limit ("
     + "; ".join(f"{figure.name}: {figure.limit:g}" for figure in FIGURES.values())
     + f"), or, in results of {FEWEST} slices or more, where it lies more than {DEVIATIONS:g} robust standard "
-    f"deviations and {MARGIN - 1:.0%} above the median of the slices, or where an iteration did not converge. The rule "
-    "uses no reference and knows nothing of anatomy: a slice that is not listed is not therefore right."
+    f"deviations and {100 * (MARGIN - 1):.0f} % above the median of the slices, or where an iteration did not "
+    "converge. The rule uses no reference and knows nothing of anatomy: a slice that is not listed is not therefore "
+    "right."
 )
 
 
@@ -73,7 +74,7 @@ def slice_figures(
     return rows
 
 
-def flagged(rows: Sequence[dict[str, float]], facts: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+def second_look(rows: Sequence[dict[str, float]], facts: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
     """The slices that the rule lists, each with its reasons.
 
     `rows` are those of `slice_figures`, `facts` say by slice whether an iteration `converged`.

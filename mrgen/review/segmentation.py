@@ -19,7 +19,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import SegmentationStorage
 
 from mrgen.review.dicom import Objects, Role, interval_meaning
-from mrgen.review.flag import flagged, rule
+from mrgen.review.flag import rule, uncertain_regions
 
 LABEL = "Uncertain region"
 _YELLOW = CIELabColor(90.0, 0.0, 80.0)
@@ -79,7 +79,7 @@ def write_segmentations(folder: Path, objects: Objects, threshold: float, source
     `sources` are the images of the mean, one a slice. Returns the number of slices with regions.
     """
     images = objects.stored.images
-    mask = flagged(images["interval"], images["reconstruction"], threshold)
+    mask = uncertain_regions(images["interval"], images["reconstruction"], threshold)
     volumes = objects.placement.volumes()
     target = folder / flag_role(objects, threshold).folder
     for number, chosen in enumerate(volumes, start=1):

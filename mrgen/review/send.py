@@ -10,7 +10,7 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,10 @@ from mrgen.scans.files import reason
 
 _SECONDS = 60  # to wait for an answer
 _DUPLICATE = 0x0111  # PS3.7 Annex C
+_DUPLICATES = (
+    _DUPLICATE,
+    0xB00E,
+)  # PS3.18 has no code of its own for it; the latter is that of Microsoft's DICOM service
 _BUSY = 408, 429, 500, 502, 503, 504
 _MISSING = "sending needs the packages pynetdicom and dicomweb-client: pip install 'mrgen[pacs]'"
 
@@ -174,7 +178,12 @@ class StowRs:
             def send(self, *given: Any, **named: Any) -> Any:
                 return super().send(*given, **(named | {"timeout": _SECONDS}))
 
+        def bare(response: Any, **_: Any) -> None:  # the client knows media types without parameters alone
+            response.headers["Content-Type"] = response.headers.get("Content-Type", "").partition(";")[0].strip()
+
         session = requests.Session()
+        session.headers["Accept"] = "application/dicom+json"
+        session.hooks["response"].append(bare)
         for scheme in ("http://", "https://"):
             session.mount(scheme, Patient())
         if self.tls.authorities is not None:
@@ -190,18 +199,35 @@ class StowRs:
             try:
                 answer = client.store_instances([dcmread(path)])
             except requests.HTTPError as error:
-                code = 0 if error.response is None else error.response.status_code
-                yield Outcome(path, False, f"HTTP {code}: {reason(error)}", again=code in _BUSY)
+                yield _http_status(path, error)
             except requests.RequestException as error:
                 yield Outcome(path, False, f"{self.url} is not reached ({type(error).__name__})", again=True)
             else:
                 yield _stow_status(path, answer)
 
 
+def _http_status(path: Path, error: Any) -> Outcome:
+    """The outcome that a refused request tells: by its reason for the one object (PS3.18 10.5.3), else by its code."""
+    from pydicom import Dataset
+
+    code = 0 if error.response is None else error.response.status_code
+    said = f"HTTP {reason(error)}"
+    try:
+        answer = Dataset.from_json(error.response.json())
+    except (AttributeError, KeyError, TypeError, ValueError):  # no response, or none of DICOM's
+        return Outcome(path, False, said, again=code in _BUSY)
+    outcome = _stow_status(path, answer)
+    if outcome.stored:
+        return outcome
+    return replace(outcome, status=f"{said}; {outcome.status}", again=outcome.again or code in _BUSY)
+
+
 def _stow_status(path: Path, answer: Any) -> Outcome:
     """The outcome that the response to one object tells (PS3.18 I.2)."""
     for item in answer.get("FailedSOPSequence", []):
-        code = int(item.FailureReason)
+        code = int(item.get("FailureReason") or 0)
+        if code in _DUPLICATES:
+            return Outcome(path, True, "", before=True)
         return Outcome(path, False, f"failure 0x{code:04X}", again=code & 0xFF00 == 0xA700)
     for item in answer.get("ReferencedSOPSequence", []):
         warning = item.get("WarningReason")

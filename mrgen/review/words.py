@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from mrgen.review.figure import label
 from mrgen.review.geometry import Placement
+from mrgen.review.held import SAMPLES, Held
 from mrgen.review.markup import Markup, joined, picture, rows, table, tag
 from mrgen.review.stored import Stored
 from mrgen.review.uncertainty import std_sampling_error
@@ -20,15 +22,15 @@ def headline(stored: Stored) -> str:
     return f"{label('reconstruction', stored.samples)}, R = {stored.attributes['R']:.1f}, {slices}"
 
 
-def summary(stored: Stored, placement: Placement) -> Markup:
+def summary(stored: Stored, placement: Placement, held: Held) -> Markup:
     """All that stands below the images, and on the printed page."""
     sections = (
-        ("Slices worth a second look", _flags(stored.report["flagged"], stored.attributes["first_slice"])),
-        ("Scores", _scores(stored)),
-        ("How it was made", _made(stored, placement)),
-        ("What these images do not tell", _limits(stored, placement)),
+        ("flags", "Slices worth a second look", _flags(stored.report["flagged"], stored.attributes["first_slice"])),
+        ("scores", "Scores", _scores(stored)),
+        ("made", "How it was made", _made(stored, placement)),
+        ("limits", "What these images do not tell", _limits(stored, placement, held)),
     )
-    return joined(tag("section", tag("h2", title), content) for title, content in sections)
+    return joined(tag("section", tag("h2", title), content, class_=name) for name, title, content in sections)
 
 
 def pixel_size(stored: Stored, placement: Placement) -> tuple[float, float] | None:
@@ -82,6 +84,10 @@ def _scores(stored: Stored) -> Markup:
     return joined(parts) if parts else tag("p", "Neither a reference nor samples, so there is nothing to score by.")
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
 def _slice_cells(stored: Stored, row: dict[str, float]) -> list[tuple[str, str]]:
     checks = {check["slice"]: check for check in stored.report.get("checks", {}).get("slices", [])}
     cells = []
@@ -118,7 +124,7 @@ def _made(stored: Stored, placement: Placement) -> Markup:
         "Recipe": recipe["name"],
         "Description": recipe.get("description"),
         "Settings": settings,
-        "Samples": drawn and f"n = {drawn}; the std of a pixel is itself off by {std_sampling_error(drawn):.0%}",
+        "Samples": drawn and f"n = {drawn}; the std of a pixel is itself off by {_percent(std_sampling_error(drawn))}",
         "Seed": report["seed"],
         "mrgen": attributes["mrgen_version"],
         "Written": f"{stored.created:%Y-%m-%d %H:%M} UTC",
@@ -126,16 +132,13 @@ def _made(stored: Stored, placement: Placement) -> Markup:
     }
     interval = report.get("interval")
     calibration = {
-        "Interval": f"mean ± {interval['factor']:.2f} std, to cover {interval['coverage']:.0%} of the object's pixels",
+        "Interval": f"mean ± {interval['factor']:.2f} std, to cover {_percent(interval['coverage'])} of the object",
         "SHA-256": tag("code", interval["sha256"][:16]),
     } if interval else {"Interval": "none: the spread was not calibrated"}  # fmt: skip
     card = {**report.get("prior", {}), "SHA-256": prior and tag("code", prior[:16])}
-    parts = [tag("h3", "Measured"), rows(acquisition.items()), _mask(stored)]
-    parts += [tag("h3", "Reconstruction"), rows(reconstruction.items())]
-    if prior:
-        parts += [tag("h3", "Prior"), rows(card.items())]
-    if drawn:
-        parts += [tag("h3", "Calibration"), rows(calibration.items())]
+    parts = [tag("div", tag("h3", "Measured"), rows(acquisition.items()), _mask(stored))]
+    others = {"Reconstruction": reconstruction, "Prior": prior and card, "Calibration": drawn and calibration}
+    parts += [tag("div", tag("h3", title), rows(found.items())) for title, found in others.items() if found]
     return tag("div", *parts, class_="columns")
 
 
@@ -151,7 +154,7 @@ def _mask(stored: Stored) -> Markup:
     return tag("figure", image, tag("figcaption", f"{note}; the centre of k-space is in the middle."))
 
 
-def _limits(stored: Stored, placement: Placement) -> Markup:
+def _limits(stored: Stored, placement: Placement, held: Held) -> Markup:
     """In plain words, what a reader must not conclude."""
     drawn, interval = stored.samples, stored.report.get("interval")
     said = ["This is research software, not a medical device. No diagnosis may rest on this page."]
@@ -167,14 +170,14 @@ def _limits(stored: Stored, placement: Placement) -> Markup:
             "prior and these coil maps; where all of them are wrong in the same way it is dark.",
             "Each sample is an image that fits the data and the prior. A detail that comes and goes between samples is "
             "not settled by the data; one that stays is not proven by that.",
-            f"The std is estimated from n = {drawn} samples, and so off by about {std_sampling_error(drawn):.0%} of "
-            "itself.",
+            f"The std is estimated from n = {drawn} samples, and so off by about {_percent(std_sampling_error(drawn))} "
+            "of itself.",
         ]
         if interval:
             said.append(
-                f"The {interval['coverage']:.0%} interval is marginal and in-distribution: it holds for pixels on "
-                "average over scans like those of its calibration. It is no statement on one pixel, region, lesion or "
-                "patient."
+                f"The {_percent(interval['coverage'])} interval is marginal and in-distribution: it holds for pixels "
+                "on average over scans like those of its calibration. It is no statement on one pixel, region, lesion "
+                "or patient."
             )
         else:
             said.append("The std was not calibrated: mean ± 1.645 std is not known to cover 90 % of anything.")
@@ -183,7 +186,20 @@ def _limits(stored: Stored, placement: Placement) -> Markup:
     if placement.nominal:
         said.append("The raw data do not tell where the slices lie. Left and right are not verified.")
     said.append(
-        "Values are in arbitrary units (a.u.), those of the raw data, and rounded by less than 0.1 % of the largest of "
-        "their kind. The exact ones are in the HDF5 and NIfTI files."
+        f"Values are in arbitrary units (a.u.), those of the raw data, and rounded by less than "
+        f"{100 * held.rounding:g} % of the largest of their kind. The exact ones are in the HDF5 and NIfTI files."
     )
+    if held.left_out:
+        said.append(
+            f"This scan is too large for one file of this kind, so it is without {'; '.join(_left_out(stored, held))}. "
+            "The HDF5 file has them."
+        )
     return tag("ul", *(tag("li", text) for text in said))
+
+
+def _left_out(stored: Stored, held: Held) -> Iterator[str]:
+    """What is not in the page for its size, the least missed first."""
+    first = stored.attributes["first_slice"]
+    for name, there in reversed(held.left_out.items()):
+        what = {SAMPLES: "samples", "std": "std", "null_space": "what was not measured"}.get(name) or label(name, None)
+        yield f"{what}, but of slices {first + there.start} to {first + there.stop - 1}" if there else what

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import zlib
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from mrgen.errors import MrgenError
 from mrgen.review import html
 from mrgen.review.export import Exports
 from mrgen.review.geometry import NOMINAL_NOTICE, place
+from mrgen.review.held import NEAR, Held, hold
 from mrgen.review.output import Result, write_result
 from mrgen.review.pack import levels, pack, step_of
-from mrgen.review.stored import read_stored
+from mrgen.review.stored import Stored, read_stored
 from mrgen.scans.geometry import Geometry
 
 pytestmark = pytest.mark.usefixtures("no_plots")
@@ -113,9 +115,8 @@ def test_every_value_comes_back_within_half_a_step(made):
         half = 0.501 * volume.max() / (1023.5 if name in ("std", "null_space") else 2047)
         for i, image in enumerate(volume):
             np.testing.assert_allclose(page.image(name, i), image, atol=half)
-    facts = page.facts["samples"]
-    assert (facts["first"], facts["slices"], facts["count"]) == (1, 2, 8)
-    assert "samples-0" not in page.scripts
+    assert page.facts["samples"]["count"] == 8
+    assert [key for key in page.scripts if key.startswith("samples")] == ["samples-1", "samples-2"]
     largest = result.images["reconstruction"].max()
     for i in (1, 2):
         np.testing.assert_allclose(page.image("samples", i), samples[i], atol=1e-3 * largest)
@@ -170,8 +171,8 @@ def test_what_a_reader_has_to_be_told(made):
     for text in (
         "posterior mean, n = 8, R = 1.9, 3 slices of 24 × 20",
         "Low std does not mean correct.",
-        "off by about 27% of itself",
-        "The 90% interval is marginal and in-distribution",
+        "off by about 27 % of itself",
+        "The 90 % interval is marginal and in-distribution",
         "mean ± 2.50 std",
         "abababababababab",
         "10 of 20 phase-encode lines, 1 left out by the scanner",
@@ -253,40 +254,82 @@ def test_an_empty_image_and_points_in_two_directions(tmp_path):
     assert "20 of 480 points" in page.shown
 
 
-def test_slices_far_from_the_middle_give_their_samples_up_first(tmp_path, monkeypatch):
+def test_what_is_missed_least_is_left_out_first(tmp_path):
+    """With ever less room; the middle of slices 4 to 6 is 5, and samples of 5 and 6 were kept."""
+    result, _ = with_samples(make_result(), range(1, 3))
+    path = write_result(tmp_path, "scan", Result(**{**vars(result), "null_space": 0.3 * result.std}))[0]
+    stored = read_stored(path)
+    whole = hold(stored, np.inf)
+    assert (whole.wider, whole.rounding, whole.left_out) == (1, 1e-3, {})
+    sizes = {key: len(text) for key, text in whole.blocks.items()}
+    order = ["reconstruction", "std", "samples", "reference", "zero_filled", "null_space", "l1_wavelet"]
+    slices = {name: [1, 2] if name == "samples" else [1, 0, 2] for name in order}
+    assert [*sizes] == [f"{name}-{i}" for name in order for i in slices[name]]
+    doubled = hold(stored, sum(sizes.values()) - 1)
+    assert (doubled.wider, doubled.rounding, doubled.left_out) == (2, 2e-3, {})
+    assert doubled.steps == {name: 2 * step for name, step in whole.steps.items()}
+    keys = [*doubled.blocks]
+    for count in range(len(keys)):
+        room = sum(len(doubled.blocks[key]) for key in keys[: count + 1]) - 1
+        held = hold(stored, room)
+        assert [*held.blocks] == keys[:count]
+        for name in order:
+            there = sorted(i for i in slices[name] if f"{name}-{i}" in held.blocks)
+            left = len(there) < len(slices[name])
+            assert (name in held.left_out) == left
+            assert not left or list(held.left_out[name]) == there
+
+
+def test_a_page_tells_what_it_had_no_room_for(tmp_path, monkeypatch):
     result, _ = with_samples(make_result(), range(3))
-    whole = write(tmp_path, result)
-    images = sum(len(text) for key, text in whole.scripts.items() if key[-2] == "-" and not key.startswith("samples"))
-    monkeypatch.setattr(html, "LARGEST", images + 1.5 * len(whole.scripts["samples-1"]))
     page = write(tmp_path, result)
-    assert [key for key in page.scripts if key.startswith("samples")] == ["samples-1"]
-    assert (page.facts["samples"]["first"], page.facts["samples"]["slices"]) == (1, 1)
-    monkeypatch.setattr(html, "LARGEST", 0)
-    assert write(tmp_path, result).facts["samples"] is None
+    assert "rounded by less than 0.1 % of the largest of their kind." in page.shown
+    assert "too large for one file" not in page.shown
+
+    def part(stored: Stored, _: float) -> Held:
+        held = hold(stored, np.inf)
+        gone = {"samples-0", "samples-2", "l1_wavelet-0", "l1_wavelet-1", "l1_wavelet-2"}
+        blocks = {key: text for key, text in held.blocks.items() if key not in gone}
+        return Held(blocks, 2, held.steps, held.tops, {"samples": range(1, 2), "l1_wavelet": range(0)})
+
+    monkeypatch.setattr(html, "hold", part)
+    page = write(tmp_path, result)
+    assert "rounded by less than 0.2 % of the largest of their kind." in page.shown
+    text = "so it is without L1-wavelet; samples, but of slices 5 to 5. The HDF5 file has them."
+    assert text in page.shown
+    names = ["reconstruction", "sample", "zero_filled", "reference", "std", "error"]
+    assert [layer["id"] for layer in page.facts["layers"]] == names
 
 
-def test_sixteen_slices_with_eight_samples_stay_under_20_mb(tmp_path):
+@pytest.mark.parametrize(
+    ("count", "side", "samples", "l1_wavelet"), [(16, 320, 16, 16), (48, 320, NEAR, 0), (320, 96, 16, 320)]
+)
+def test_it_stays_under_20_mb(tmp_path, count, side, samples, l1_wavelet):
     """Half of the pixels are an object whose std is 4 % of it, which no coding makes smaller; the rest is 0."""
     rng = np.random.default_rng(0)
-    inside = np.hypot(*np.ogrid[-1:1:320j, -1:1:320j]) < 0.8
+    inside = np.hypot(*np.ogrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]) < 0.8
     path = tmp_path / "scan.h5"
     with h5py.File(path, "w") as file:
-        texture = rng.standard_normal((4, 320, 320), dtype=np.float32)
+        texture = rng.standard_normal((4, side, side), dtype=np.float32)
         mean = inside * np.abs(1 + 0.1 * texture)
         for name in ("reconstruction", "std", "zero_filled", "l1_wavelet", "reference", "null_space"):
-            file[name] = np.concatenate([np.roll(mean * (1 + 0.04 * texture), k, 0) for k in range(4)])
-        exact = mean[:, None] * (1 + 0.04 * rng.standard_normal((4, 8, 320, 320), dtype=np.float32))
+            file[name] = np.concatenate([np.roll(mean * (1 + 0.04 * texture), k, 0) for k in range(count // 4)])
+        exact = mean[:, None] * (1 + 0.04 * rng.standard_normal((4, 8, side, side), dtype=np.float32))
         step = step_of(file["reconstruction"][()])
         file["report_samples"] = np.concatenate([levels(exact, step)] * 4)
-        file["report_samples"].attrs.update({"step": step, "first": 0})
-        file["mask"] = np.ones(320)
-        file["report"] = json.dumps(oblique.report(16))
+        file["report_samples"].attrs.update({"step": step, "first": count // 2 - 8})
+        file["mask"] = np.ones(side)
+        file["report"] = json.dumps(oblique.report(count))
         file["geometry"] = "{}"
-        file.attrs.update({"R": 8.0, "seed": 0, "recipe": "posterior", "first_slice": 0, "scan_slices": 16})
+        file.attrs.update({"R": 8.0, "seed": 0, "recipe": "posterior", "first_slice": 0, "scan_slices": count})
         file.attrs.update({"n_samples": 8, "mrgen_version": "0.1.0"})
     Exports(("html",)).write(tmp_path, path, print)
     assert 10e6 < (tmp_path / "report.html").stat().st_size < 20e6
-    assert Page(tmp_path / "report.html").facts["samples"]["slices"] == 16
+    page = Page(tmp_path / "report.html")
+    held = Counter(key.rpartition("-")[0] for key in page.scripts)
+    assert {held[name] for name in ("reconstruction", "std", "reference", "zero_filled")} == {count}
+    assert (held["samples"], held["l1_wavelet"]) == (samples, l1_wavelet)
+    assert ("too large for one file" in page.shown) == (samples < 16)
 
 
 def test_a_result_of_an_older_version_is_refused(tmp_path):

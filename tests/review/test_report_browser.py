@@ -1,10 +1,13 @@
-"""The report in a real browser, headless Chromium: what its canvases show and what keys, sliders and the mouse do."""
+"""The report in real browsers: what its canvases show and what keys, sliders and the mouse do."""
 
 from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
+import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,27 +18,25 @@ import pytest
 from test_html import with_samples
 from test_output import make_result
 
+from mrgen.review import html
 from mrgen.review.export import Exports
+from mrgen.review.held import Held, hold
 from mrgen.review.output import Result, write_result
+from mrgen.review.stored import Stored
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: it comes with mrgen[test]")
-from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
-from selenium.webdriver.common.actions.wheel_input import ScrollOrigin  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.ui import Select  # noqa: E402
+pytest.importorskip("selenium.webdriver", reason="selenium is not installed: it comes with mrgen[test]")
+from browsers import BROWSERS, SIZE, missing
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.usefixtures("no_plots"),
-    pytest.mark.skipif(
-        None in (CHROMIUM, DRIVER), reason="chromium or chromedriver is missing: Debian's chromium and chromium-driver"
-    ),
+    pytest.mark.filterwarnings("ignore:setting remote_server_addr:DeprecationWarning"),  # selenium's own, of WebKit
 ]
-FLAGS = (
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync", "--window-size=1400,900"),
-)
 FACTOR = 2.5  # of the calibrated interval
+INTERVAL = "The interval is that of a pixel, on average over scans like those of the calibration."
 
 
 def result_with_all() -> tuple[Result, np.ndarray]:
@@ -54,8 +55,8 @@ def result_with_all() -> tuple[Result, np.ndarray]:
 class Report:
     """An open report."""
 
-    def __init__(self, driver: Any, result: Result, samples: np.ndarray) -> None:
-        self.driver, self.result, self.samples = driver, result, samples
+    def __init__(self, browser: Any, result: Result, samples: np.ndarray) -> None:
+        self.browser, self.driver, self.result, self.samples = browser, browser.driver, result, samples
         self.settle()
 
     def find(self, selector: str) -> Any:
@@ -65,7 +66,7 @@ class Report:
         """Wait for what is being drawn."""
         end = time.monotonic() + 10
         while self.find("#viewer").get_attribute("aria-busy") != "false":
-            assert time.monotonic() < end, self.driver.get_log("browser")
+            assert time.monotonic() < end, self.browser.console()
             time.sleep(0.01)
 
     def press(self, *keys: str) -> None:
@@ -93,21 +94,23 @@ class Report:
         canvas = self.canvas(pane)
         return int(canvas.get_property("width")), int(canvas.get_property("height"))
 
-    def places(self, pane: int, points: list[tuple[float, float]]) -> np.ndarray:
-        """The canvas's (u, v) of (row, column) in the image, unzoomed: pixels are 1 mm high and 2 mm wide."""
+    def places(self, pane: int, points: list[tuple[float, float]], zoom: float = 1) -> np.ndarray:
+        """The canvas's (u, v) of (row, column) in the image: pixels are 1 mm high and 2 mm wide."""
         width, height = self.size(pane)
-        fit = min(width / (20 * 2), height / 24)
+        fit = zoom * min(width / (20 * 2), height / 24)
         return np.array([(width / 2 + 2 * fit * (c - 10), height / 2 + fit * (r - 12)) for r, c in points])
 
-    def pixels(self, pane: int) -> np.ndarray:
-        """(y, x, rgb) at the centres of the image's pixels, as the canvas shows them."""
-        centres = self.places(pane, [(row + 0.5, column + 0.5) for row in range(24) for column in range(20)])
+    def pixels(self, pane: int, zoom: float = 1) -> np.ndarray:
+        """(y, x, rgb) at the centres of the image's pixels, as the canvas shows them; -1 outside."""
+        centres = self.places(pane, [(row + 0.5, column + 0.5) for row in range(24) for column in range(20)], zoom)
         script = """const canvas = arguments[0];
             const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", {willReadFrequently: true});
             copy.drawImage(canvas, 0, 0);
             const all = copy.getImageData(0, 0, canvas.width, canvas.height).data;
+            const there = ([u, v]) => u >= 0 && v >= 0 && u < canvas.width && v < canvas.height;
             const at = ([u, v]) => 4 * (canvas.width * v + u);
-            return JSON.stringify(JSON.parse(arguments[1]).map((p) => [...all.slice(at(p), at(p) + 3)]));"""
+            const colour = (p) => there(p) ? [...all.slice(at(p), at(p) + 3)] : [-1, -1, -1];
+            return JSON.stringify(JSON.parse(arguments[1]).map(colour));"""
         found = self.driver.execute_script(script, self.canvas(pane), json.dumps(centres.astype(int).tolist()))
         return np.array(json.loads(found)).reshape(24, 20, 3)
 
@@ -137,16 +140,15 @@ class Report:
         return self.driver.execute_script(script)
 
 
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+@pytest.fixture(scope="module", params=BROWSERS)
+def browser(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    kind = BROWSERS[request.param]
+    if lacks := missing(kind):
+        pytest.skip(f"{', '.join(lacks)} not installed: Debian's {kind.packages}")
+    browser = kind(tmp_path_factory.mktemp(request.param))
+    browser.driver.set_window_size(*SIZE)
+    yield browser
+    browser.quit()
 
 
 @pytest.fixture(scope="module")
@@ -165,22 +167,34 @@ def full(written: Callable[[Result], Path]) -> tuple[Path, Result, np.ndarray]:
     return written(result), result, samples
 
 
-def requests(driver: Any) -> list[str]:
-    """What was asked for since the last call, but for parts of the page itself and of Chromium's own pages."""
-    messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    return [url for url in urls if not url.startswith(("data:", "chrome:"))]
-
-
 @pytest.fixture
-def page(driver: Any, full: tuple[Path, Result, np.ndarray]) -> Iterator[Report]:
+def page(browser: Any, full: tuple[Path, Result, np.ndarray]) -> Iterator[Report]:
     """The report, just opened; afterwards nothing was asked for but itself, and the console is empty."""
     path, result, samples = full
-    requests(driver)
-    driver.get(path.as_uri())
-    yield Report(driver, result, samples)
-    assert requests(driver) == [path.as_uri()]
-    assert driver.get_log("browser") == []
+    browser.requests(), browser.console()
+    browser.driver.get(path.as_uri())
+    assert browser.console() == []
+    yield Report(browser, result, samples)
+    assert browser.requests() == [path.as_uri()]
+    assert browser.console() == []
+
+
+def test_requests_and_errors_of_a_page_are_heard(browser, tmp_path):
+    """So that it means something that the report has none."""
+    page = tmp_path / "page.html"
+    browser.requests(), browser.console()
+    with socket.socket() as nobody:  # who refuses connections
+        nobody.bind(("127.0.0.1", 0))
+        picture = f"http://127.0.0.1:{nobody.getsockname()[1]}/x.png"
+        script = f"<script>new Image().src = '{picture}'</script>"
+        page.write_text(f'<!DOCTYPE html><p onclick="setTimeout(() => nothing())">here {script}')
+        browser.driver.get(page.as_uri())
+        browser.console()
+        browser.driver.find_element("css selector", "p").click()
+        end, asked, said = time.monotonic() + 10, browser.requests(), browser.console()
+        while not (picture in asked and said):
+            assert time.monotonic() < end, (asked, said)
+            asked, said = asked + browser.requests(), said + browser.console()
 
 
 def test_it_opens_with_the_mean_the_std_and_the_banner(page):
@@ -193,9 +207,9 @@ def test_it_opens_with_the_mean_the_std_and_the_banner(page):
     i = np.rint(np.clip(255 * page.result.std[1] / high, 0, 255))
     hot = np.stack([2 * i, 2 * (i - 128), 4 * (i - 192)], -1).clip(0, 255)  # DICOM's hot iron
     assert np.abs(page.pixels(1) - hot).max() <= 4
-    bars = [bar.text.split("\n") for bar in page.driver.find_elements("css selector", ".bars > div")]
-    assert bars[0] == ["posterior mean, n = 8, 10⁻³ a.u.", "0", f"{1e3 * page.top:.0f}"]
-    assert bars[1] == ["std map, n = 8 (± 27 %), 10⁻³ a.u.", "0", f"{1e3 * high:.3g}"]
+    bars = [span.text for span in page.driver.find_elements("css selector", ".bars span")]
+    assert bars[:3] == ["posterior mean, n = 8, 10⁻³ a.u.", "0", f"{1e3 * page.top:.0f}"]
+    assert bars[3:] == ["std map, n = 8 (± 27 %), 10⁻³ a.u.", "0", f"{1e3 * high:.3g}"]
 
 
 def test_slices_by_slider_and_keys(page):
@@ -247,7 +261,7 @@ def test_samples_flip_by_keys_and_slider(page):
     page.press(Keys.END)
     page.shows(1, page.samples[2, 0])
     page.press(Keys.HOME)
-    assert page.said("sample") == "none kept of this slice"
+    assert page.said("sample") == "none of this slice in this file"
     assert not page.pixels(1).any()
 
 
@@ -341,7 +355,7 @@ def test_a_drag_measures_what_numpy_does(page):
     assert found.keys() == expected.keys()
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, atol=2e-4 * page.top, err_msg=name)  # rounding averages out
-    assert "32 pixels, 64 mm²" in page.find("#roi-result").text
+    assert f"From x = 5, y = 3, 4 × 8: 32 pixels, 64 mm². {INTERVAL}" in page.find("#roi-result").text
     page.drag((23.5, 19.5), (20.5, 16.5), pane=1)  # backwards, to the corner
     np.testing.assert_allclose(
         page.roi()["std"], expected_roi(page, 1, slice(20, 24), slice(16, 20))["std"], atol=1e-3 * page.top
@@ -363,22 +377,21 @@ def test_the_pointer_reads_values_in_both_panes(page):
     (offset,) = np.rint(page.places(0, [(7.5, 13.5)]) - np.array(page.size(0)) / 2).astype(int).tolist()
     ActionChains(page.driver, duration=20).move_to_element_with_offset(page.canvas(0), *offset).perform()
     for pane, image in ((0, page.result.images["reconstruction"]), (1, page.result.std)):
-        text = page.driver.find_elements("css selector", ".pane output")[pane].text
+        text = page.driver.find_elements("css selector", ".pane output")[pane].get_property("textContent")
         where, value = text.split(": ")
         assert where == "(13, 7)"
         assert float(value.split()[0]) == pytest.approx(1e3 * image[1, 7, 13], abs=2)
     page.press("+", "+")
     assert page.said("zoom") == "1.5625 ×"
-    shown = page.driver.execute_script(
-        "return frameOf(panes[0].canvas, state).sx / frameOf(panes[0].canvas, {...state, zoom: 1}).sx"
-    )
-    assert shown == pytest.approx(1.5625)
+    zoomed = page.pixels(0, zoom=1.5625)
+    assert (zoomed[12, 6:14] >= 0).all()
+    assert (zoomed < 0).any()
+    expected = np.clip(255 * page.result.images["reconstruction"][1] / page.top, 0, 255)[..., None]
+    assert np.abs(zoomed - expected)[zoomed >= 0].max() < 1.5
 
 
 def test_a_small_window_stays_where_it_is_scrolled(page):
-    page.driver.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": 800, "height": 400, "deviceScaleFactor": 1, "mobile": False}
-    )
+    page.driver.set_window_size(800, 500)
     try:
         page.driver.execute_async_script(
             "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(done))"
@@ -390,7 +403,7 @@ def test_a_small_window_stays_where_it_is_scrolled(page):
         assert page.driver.execute_script("return scrollY") == before > 200
         page.shows(0, page.result.images["reconstruction"][2])
     finally:
-        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        page.driver.set_window_size(*SIZE)
 
 
 def test_help_opens_and_closes_by_keys(page):
@@ -407,45 +420,56 @@ def test_its_policy_lets_nothing_out(page):
         document.addEventListener("securitypolicyviolation", (e) => done(e.effectiveDirective), { once: true });
         fetch("http://127.0.0.1:9/").catch(() => {});"""
     assert page.driver.execute_async_script(script) == "connect-src"
-    assert "Content Security Policy" in page.driver.get_log("browser")[0]["message"]
+    assert re.search("Content.Security.Policy|connect-src", page.browser.console()[0])
 
 
-def test_the_printed_page(page):
-    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
-    try:
-        assert page.find(".banner").is_displayed()
-        assert not page.find("#controls").is_displayed()
-        thumbnails = page.driver.find_elements("css selector", "#strip img")
-        assert [image.get_property("naturalWidth") > 0 and image.is_displayed() for image in thumbnails] == [True] * 3
-        assert page.pixels(0).std() > 10
-        sheet = base64.b64decode(page.driver.get_screenshot_as_base64())
-        assert len(sheet) > 10_000
-    finally:
-        page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
-    options = {"preferCSSPageSize": True, "printBackground": True}
-    pdf = base64.b64decode(page.driver.execute_cdp_cmd("Page.printToPDF", options)["data"])
-    assert pdf.startswith(b"%PDF")
-    assert pdf.count(b"/Subtype /Image") >= 5  # three slices and two panes
-    assert len(pdf) > 30_000
+@pytest.mark.parametrize("browser", ["chromium", "firefox"], indirect=True)  # WebKit's driver prints nothing
+def test_the_printed_pages(page, tmp_path):
+    if shutil.which("pdftotext") is None:
+        pytest.skip("pdftotext is not installed: Debian's poppler-utils")
+    page.drag((3.5, 5.5), (10.5, 8.5))
+    (tmp_path / "report.pdf").write_bytes(base64.b64decode(page.driver.print_page()))
+    sheets = []  # of each page its words and where they begin and end
+    for sheet in poppler("pdftotext", "-bbox", tmp_path / "report.pdf", "-").split("<page")[1:]:
+        found = re.findall(r'yMin="([\d.]+)" xMax="[\d.]+" yMax="([\d.]+)">([^<]+)<', sheet)
+        sheets.append([(float(top), float(bottom), word) for top, bottom, word in found])
+    texts = [" ".join(word for _, _, word in words) for words in sheets]
+    for words, text in zip(sheets, texts, strict=True):
+        assert text.startswith("Research use only. Not for diagnostic use.")
+        assert min(top for top, _, _ in words[7:]) > max(bottom for _, bottom, _ in words[:7])  # nothing lies under it
+    assert len(texts) == 2
+    region = f"From x = 5, y = 3, 4 × 8: 32 pixels, 64 mm². {INTERVAL}"
+    for text in ("NOMINAL GEOMETRY", "slice 5 · posterior mean, n = 8", region, "Slices worth a second look", "Scores"):
+        assert text in texts[0]
+    for text in ("How it was made", "Sampling mask", "Calibration", "What these images do not tell", "Low std"):
+        assert text in texts[1]
+    assert "Reset view" not in "".join(texts)
+    assert poppler("pdfimages", "-list", tmp_path / "report.pdf").count("image") >= 5  # three slices and two panes
 
 
+def poppler(*command: object) -> str:
+    return subprocess.run([*map(str, command)], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("browser", ["chromium"], indirect=True)
 def test_an_old_browser_says_so(page):
     script = {"source": "delete window.DecompressionStream"}
     added = page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", script)
     try:
         page.driver.refresh()
-        assert "it takes Chrome or Edge 80, Firefox 113" in page.find("#problem").text
+        assert "it takes Chrome or Edge 88, Firefox 113" in page.find("#problem").text
     finally:
         page.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
-        requests(page.driver)
+        page.browser.requests()
         page.driver.refresh()
 
 
-def test_a_result_without_samples_or_reference(driver, written):
+def test_a_result_without_samples_or_reference(browser, written):
     result = make_result(reference=False)
     result = Result(**{**vars(result), "std": None, "samples": None, "prior_sha256": None})
-    driver.get(written(result).as_uri())
-    page = Report(driver, result, np.empty(0))
+    browser.console()
+    browser.driver.get(written(result).as_uri())
+    page = Report(browser, result, np.empty(0))
     assert (page.chosen(0), page.chosen(1)) == ("reconstruction", "zero_filled")
     high = np.percentile(result.images["reconstruction"], 99.8)
     page.shows(0, result.images["reconstruction"][1], 0, high)
@@ -455,4 +479,36 @@ def test_a_result_without_samples_or_reference(driver, written):
     assert not page.find("#sample").is_displayed()
     page.drag((3.5, 5.5), (10.5, 8.5))
     assert page.roi().keys() == {"reconstruction", "zero_filled", "l1_wavelet"}
-    assert driver.get_log("browser") == []
+    assert browser.console() == []
+
+
+def test_what_the_page_had_no_room_for_is_missed_by_nothing(browser, written, monkeypatch):
+    """The std map, all images but the mean, and the mean of the last slice."""
+    result, samples = result_with_all()
+
+    def part(stored: Stored, _: float) -> Held:
+        held = hold(stored, np.inf)
+        keys = ("reconstruction-0", "reconstruction-1", "std-1", "reference-1")
+        return Held({key: held.blocks[key] for key in keys}, 2, held.steps, held.tops, {"std": range(1, 2)})
+
+    monkeypatch.setattr(html, "hold", part)
+    browser.driver.get(written(result).as_uri())
+    assert browser.console() == []
+    page = Report(browser, result, samples)
+    page.press("o")
+    page.drag((3.5, 5.5), (10.5, 8.5))
+    assert page.roi().keys() == {"reconstruction", "reference", "std", "interval", "error"}
+    page.press("s", Keys.HOME)  # there are no samples
+    page.shows(0, result.images["reconstruction"][0])
+    assert page.roi().keys() == {"reconstruction"}
+    page.press("p", "4")
+    assert page.chosen(1) == "error"
+    assert not page.pixels(1).any()
+    figure = page.driver.find_elements("css selector", ".pane")[1]
+    assert figure.get_property("dataset")["text"] == "slice 4 · absolute error: not in this file"
+    panes = page.driver.find_elements("css selector", ".pane")
+    assert ["missing" in pane.get_attribute("class") for pane in panes] == [False, True]
+    page.press(Keys.END)
+    assert not page.pixels(0).any()
+    assert page.roi() == {}
+    assert browser.console() == []

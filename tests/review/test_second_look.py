@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mrgen.review.second_look import FIGURES, RULE, flagged, relative_spread, slice_figures
+from mrgen.review.second_look import FIGURES, RULE, relative_spread, second_look, slice_figures
 
 
 def checks(slices: int, first: int = 0, **changed: dict[int, float]) -> list[dict[str, object]]:
@@ -19,7 +19,7 @@ def checks(slices: int, first: int = 0, **changed: dict[int, float]) -> list[dic
 
 
 def listed(*arguments: object) -> dict[int, list[str]]:
-    return {flag["slice"]: flag["reasons"] for flag in flagged(*arguments)}
+    return {flag["slice"]: flag["reasons"] for flag in second_look(*arguments)}
 
 
 def test_figures_above_their_limits_are_listed_with_reasons():

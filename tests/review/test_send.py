@@ -6,10 +6,13 @@ import json
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import oblique
@@ -201,29 +204,76 @@ def test_tls_wants_a_certificate_that_is_trusted(three, tmp_path):
         assert len(received) == 3
 
 
+class Stow(BaseHTTPRequestHandler):
+    """A DICOMweb service that gives `answers` in their order: code, media type and body."""
+
+    protocol_version = "HTTP/1.1"
+    answers: ClassVar[list[tuple[int, str, bytes]]] = []
+
+    def do_POST(self) -> None:
+        if length := self.headers.get("Content-Length"):
+            self.rfile.read(int(length))
+        else:  # in chunks
+            while size := int(self.rfile.readline(), 16):
+                self.rfile.read(size + 2)
+            self.rfile.readline()
+        code, kind, body = self.answers.pop(0)
+        self.send_response(code)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def stow() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Stow)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/dicom-web"
+    server.shutdown()
+    server.server_close()
+
+
+def store_response(failure: int | None = None, warning: int | None = None) -> bytes:
+    """PS3.18 I.2 for one object, in JSON."""
+    item: dict[str, object] = {"00081155": {"vr": "UI", "Value": ["1.2"]}}
+    if failure is not None:
+        item["00081197"] = {"vr": "US", "Value": [failure]}
+    if warning is not None:
+        item["00081196"] = {"vr": "US", "Value": [warning]}
+    return json.dumps({"00081199" if failure is None else "00081198": {"vr": "SQ", "Value": [item]}}).encode()
+
+
+JSON = "application/dicom+json"
+
+
 @pytest.mark.parametrize(
-    ("codes", "stored", "tries"), [([503, 429, 200], True, 3), ([409], False, 1), ([401], False, 1), ([202], False, 1)]
+    ("answers", "stored", "status", "before"),
+    [
+        ([(503, "text/plain", b""), (429, JSON, b"{}"), (200, JSON, store_response())], True, "", False),
+        ([(200, f"{JSON}; charset=utf-8", store_response())], True, "", False),
+        ([(202, JSON, store_response(warning=0xB000))], True, "warning 0xB000", False),
+        ([(202, JSON, store_response(0xC000))], False, "failure 0xC000", False),
+        ([(202, JSON, store_response(0xA700)), (200, JSON, store_response())], True, "", False),
+        ([(409, JSON, store_response(0xA900))], False, "HTTP 409 Client Error: Conflict", False),
+        ([(409, JSON, store_response(0xA701)), (200, JSON, store_response())], True, "", False),
+        ([(409, JSON, store_response(0x0111))], True, "", True),
+        ([(409, JSON, store_response(45070))], True, "", True),
+        ([(409, "text/html", b"<p>no")], False, "HTTP 409 Client Error: Conflict", False),
+        ([(409, JSON, b"[1]")], False, "HTTP 409 Client Error: Conflict", False),
+        ([(401, "text/plain", b"")], False, "HTTP 401 Client Error: Unauthorized", False),
+        ([(200, JSON, b"{}")], False, "the answer does not say that it was stored", False),
+    ],
 )
-def test_http_statuses_of_stow(three, monkeypatch, codes, stored, tries):
-    """202 comes with a failure for the object, 200 without one."""
-    asked: list[int] = []
-
-    def respond(self, request, **_: object):
-        answer = requests.Response()
-        answer.status_code, answer.request, answer.url = codes[len(asked)], request, request.url
-        item = {"00081155": {"vr": "UI", "Value": ["1.2"]}}
-        failed = answer.status_code == 202
-        sequence = {"00081198": {"vr": "SQ", "Value": [item | {"00081197": {"vr": "US", "Value": [0xC000]}}]}}
-        body = sequence if failed else {"00081199": {"vr": "SQ", "Value": [item]}}
-        answer._content = json.dumps(body).encode()
-        answer.headers["Content-Type"] = "application/dicom+json"
-        asked.append(answer.status_code)
-        return answer
-
-    monkeypatch.setattr(requests.Session, "send", respond)
-    (outcome,) = send(three[:1], StowRs("http://127.0.0.1:1/dicom-web"), 3, lambda _: None)
-    assert (outcome.stored, len(asked)) == (stored, tries)
-    assert stored or any(word in outcome.status for word in (f"HTTP {codes[-1]}:", "failure 0xC000"))
+def test_answers_of_stow(three, stow, answers, stored, status, before):
+    Stow.answers = [*answers]
+    (outcome,) = send(three[:1], StowRs(stow), 3, lambda _: None)
+    assert not Stow.answers
+    assert (outcome.stored, outcome.before) == (stored, before)
+    assert outcome.status.startswith(status) if status else outcome.status == ""
+    assert stored or answers[0][2] != store_response(0xA900) or outcome.status.endswith("; failure 0xA900")
 
 
 def test_the_exit_code_tells_how_it_went(mrgen, three):

@@ -100,6 +100,6 @@ if ("DecompressionStream" in window) {
   listen();
 } else {
   find("#problem").hidden = false;
-  find("#problem").textContent = "This browser cannot unpack the images: it takes Chrome or Edge 80, Firefox 113, " +
+  find("#problem").textContent = "This browser cannot unpack the images: it takes Chrome or Edge 88, Firefox 113, " +
     "Safari 16.4, or later. The small pictures and tables are complete.";
 }

@@ -3,7 +3,7 @@
 /** @type {{rows: number, columns: number, slices: number, first: number, spacing: number[] | null, area: number | null,
  *   edges: {left: string, right: string, top: string, bottom: string} | null, unit: {factor: number, label: string},
  *   layers: {id: string, label: string, map: boolean, step?: number, top: number}[], largest: number,
- *   samples: {count: number, first: number, slices: number, step: number, ratio: number} | null,
+ *   samples: {count: number, step: number, ratio: number} | null,
  *   interval: {coverage: number, factor: number} | null, fit: number[] | null}} */
 const facts = JSON.parse(document.getElementById("facts").textContent);
 const pixels = facts.rows * facts.columns;
@@ -43,11 +43,9 @@ const scaled = (steps, step) => Float32Array.from(steps, (k) => k * step);
 const stepsOf = (id, slice) => remember(`${id}-${slice}`, async () => undo(await unpack(`${id}-${slice}`)));
 const layerOf = (id) => facts.layers.find((layer) => layer.id === id);
 
-/** Whether a slice has samples. */
-function sampled(slice) {
-  const s = facts.samples;
-  return s !== null && slice >= s.first && slice < s.first + s.slices;
-}
+/** Whether the page holds a kind of image, or all samples, of a slice. */
+const held = (id, slice) => document.getElementById(`${id}-${slice}`) !== null;
+const sampled = (slice) => held("samples", slice);
 
 /** All samples of a slice, Float32Array each. */
 function samplesOf(slice) {
@@ -59,13 +57,14 @@ function samplesOf(slice) {
   });
 }
 
-/** An image (y, x) in the units of the raw data; null for a sample that the page does not hold.
+/** An image (y, x) in the units of the raw data; null for one that the page does not hold.
  *  @param {string} id @param {number} slice @param {number} [sample] @returns {Promise<Float32Array | null>} */
 async function imageOf(id, slice, sample) {
   if (id === "sample") return sampled(slice) ? (await samplesOf(slice))[sample] : null;
   if (id === "error") {
     const [mean, reference] = await Promise.all([imageOf("reconstruction", slice), imageOf("reference", slice)]);
-    return mean.map((value, i) => Math.abs(facts.fit[slice] * value - reference[i]));
+    return mean && reference && mean.map((value, i) => Math.abs(facts.fit[slice] * value - reference[i]));
   }
+  if (!held(id, slice)) return null;
   return remember(`${id}-${slice} scaled`, async () => scaled(await stepsOf(id, slice), layerOf(id).step));
 }

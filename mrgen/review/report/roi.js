@@ -62,8 +62,9 @@ async function roiTable(region, slice, sample) {
     body.append(row("spread", `std of the ROI mean over ${means.length} samples`, spread, ""));
   }
   const note = document.createElement("p");
-  const area = facts.area ? `, ${(region.width * region.height * facts.area).toFixed(0)} mm²` : "";
-  note.textContent = `${region.width * region.height} pixels${area}. ` +
+  const { x, y, width, height } = region;
+  const area = facts.area ? `, ${(width * height * facts.area).toFixed(0)} mm²` : "";
+  note.textContent = `From x = ${x}, y = ${y}, ${width} × ${height}: ${width * height} pixels${area}. ` +
     (facts.interval ? "The interval is that of a pixel, on average over scans like those of the calibration." : "");
   const result = document.createDocumentFragment();
   result.append(table, note);

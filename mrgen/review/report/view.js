@@ -21,7 +21,7 @@ let ticket = 0;
 /** What a slider's value means. */
 const said = {
   slice: (v) => `${facts.first + v} (${v + 1} of ${facts.slices})`,
-  sample: (v) => (sampled(state.slice) ? `${v + 1} of ${facts.samples.count}` : "none kept of this slice"),
+  sample: (v) => (sampled(state.slice) ? `${v + 1} of ${facts.samples.count}` : "none of this slice in this file"),
   centre: (v) => `${readable(v)} ${facts.unit.label}`,
   width: (v) => `${readable(v)} ${facts.unit.label}`,
   range: (v) => `${Math.round(100 * v)} %`,
@@ -60,6 +60,7 @@ async function render() {
   drawControls();
   find("#roi-result").replaceChildren(region ?? "");
   find("#roi-hint").hidden = region !== null;
+  find("#roi").classList.toggle("empty", region === null); // and so not printed
   find("#viewer").setAttribute("aria-busy", "false");
 }
 
@@ -70,13 +71,14 @@ function drawPane(pane, i, values, std) {
   pane.values = values;
   pane.menu.value = pane.chosen;
   pane.figure.classList.toggle("active", i === state.active);
+  pane.figure.classList.toggle("missing", values === null);
   const picture = values && paint(values, scale, spread && std, spread && scaleOf(spread, state), state.opacity);
   show(pane.canvas, picture, state);
   pane.canvas.setAttribute("aria-label", `${nameOf(layer)}, slice ${facts.first + state.slice}`);
   pane.bars.replaceChildren(barOf(nameOf(layer), scale));
   if (spread) pane.bars.append(barOf(nameOf(spread), scaleOf(spread, state)));
   const shown = `slice ${facts.first + state.slice} · ${nameOf(layer)}`;
-  pane.figure.dataset.text = values ? shown : "no samples kept of this slice";
+  pane.figure.dataset.text = values ? shown : `${shown}: not in this file`;
 }
 
 const nameOf = (layer) => (layer.id === "sample" ? `sample ${state.sample + 1} of ${facts.samples.count}` : layer.label);
