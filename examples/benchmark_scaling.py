@@ -14,6 +14,7 @@ with the time at which each line of its output came; one GPU is started like man
     floor    a training with one GPU's share of the batch: alone, and one on every GPU at once; the first says what
              a small batch costs, the second what the shared host costs, and the rest is exchange of gradients
     waits    for how long a GPU stands still before it has a batch; in a script of ours, by events on the GPU
+    loading  how fast one process loads batches from the cache while nothing else is done, in this process
     stages   where preparing a slice spends its time, in this process
 
 The record (.json) is written after each part and goes on with --parts; tables go to .md beside it. plan_training.py
@@ -38,7 +39,7 @@ from scaling.parts import Bench, Record, Size
 from scaling.report import figures, markdown
 from scaling.stages import stages
 
-PARTS = ("data", "train", "kill", "recon", "floor", "waits", "stages")
+PARTS = ("data", "train", "kill", "recon", "floor", "waits", "loading", "stages")
 TINY = Size(
     scans=4,
     slices=1,
@@ -62,6 +63,7 @@ def measure(bench: Bench, parts: list[str], seconds: float, record: Record, writ
         "recon": bench.recon,
         "floor": bench.floor,
         "waits": bench.waits,
+        "loading": bench.loading,
         "stages": lambda: stages(bench.files[0], bench.work, bench.machine.device),
     }
     for part in parts:

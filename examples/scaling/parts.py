@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from benchmark_preparation import COILS, MATRIX, write_raw
+from benchmark_preparation import COILS, MATRIX, loading, write_raw
 
+from mrgen.prior.data import TrainingSet
 from mrgen.prior.files import read_safetensors
-from mrgen.settings import Protocol, settings_folder
+from mrgen.settings import Protocol, load, settings_folder
 from scaling.commands import Done, Machine
 
 Record = dict[str, Any]
@@ -153,6 +154,13 @@ class Bench:
             record["agreement"] = agreement(self.work / whole, self.work / name)
         return record
 
+    def loading(self) -> Record:
+        """How fast one process loads batches from files in memory onto a GPU, while nothing else is done."""
+        device, protocol = self.machine.device, load(Protocol, str(self.protocol(self.size.batches[0])))
+        scans, cache = self.work / "scans", self.work / "cache-1"
+        data = TrainingSet.from_folder(scans, protocol, cache, lambda _: None, device)
+        return {"bytes_per_second": loading(replace(data, fingerprint="from memory"), device)}
+
     def waits(self) -> Record:
         """For how long each GPU stands still before it has a batch, on 1 GPU and on all."""
         batch, runs = self.size.batches[0], {}
@@ -194,12 +202,14 @@ def training_record(done: Done) -> Record:
     """Of `mrgen train-prior`: its speed is that between its first report and its last."""
     (prepared, found), *_ = done.when(r"^prepared \d+ scans: (\d+) slices, \d+ of them new, in ([\d.]+) s")
     said = reports(done)
+    weights = done.when(r"^training .* ([\d,]+) weights")[0][1][1]
     window = [said[-1][0] - said[0][0], said[-1][1] - said[0][1]] if len(said) > 1 else None
     return {
         "seconds": done.seconds,
         "startup_seconds": prepared - float(found[2]),
         "preparation_seconds": float(found[2]),  # next to nothing where the cache was full
         "slices": int(found[1]),
+        "weights": int(weights.replace(",", "")),
         "window": window,  # seconds and updates
         "updates_per_second": window[1] / window[0] if window else None,
     }
