@@ -87,12 +87,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no part after this time")
     parser.add_argument("--gpus", type=int, help="how many; all without it")
     parser.add_argument("--scans", type=int, help=f"{Size.scans} without it")
+    parser.add_argument("--protocol", help=f"whose network is trained; {Size.network} without it")
     parser.add_argument("--steps", type=int, help=f"updates of a training; {Size.steps} without it")
-    parser.add_argument("--batches", type=int, nargs="+", help="global batch sizes; the head protocol's without it")
+    parser.add_argument("--batches", type=int, nargs="+", help=f"global batch sizes; {Size.batches[0]} without it")
     parser.add_argument("--tiny", action="store_true", help="a rehearsal on a CPU, with figures that mean nothing")
     args = parser.parse_args(arguments)
     size = TINY if args.tiny else Size()
-    given = {"scans": args.scans, "steps": args.steps, "batches": args.batches and tuple(args.batches)}
+    batches = tuple(args.batches or size.batches)
+    given = {"scans": args.scans, "network": args.protocol, "steps": args.steps, "batches": batches}
     size = replace(size, **{key: value for key, value in given.items() if value is not None})
     args.work.mkdir(parents=True, exist_ok=True)
     if args.tiny:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mrgen.settings import Training
+from mrgen.settings import Protocol, load
 
 BYTES = 8  # of a complex64 number; gradients are float32
 
@@ -136,18 +136,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--gpus", type=int, default=8, help="of each machine")
     parser.add_argument("--nodes", type=int, nargs="+", default=[1], help="machines; a column for each number")
     parser.add_argument("--network", type=float, help="GB/s between machines, each")
-    default = Training()
-    seen = default.steps * default.batch
-    parser.add_argument("--seen", type=int, default=seen, help=f"slices looked at in all; {seen} as [training] has it")
+    parser.add_argument("--protocol", default="brain-t2", help="whose steps times batch is what is looked at in all")
+    parser.add_argument("--seen", type=int, help="slices looked at in all, instead")
     args = parser.parse_args(arguments)
+    training = load(Protocol, args.protocol).training
+    seen = args.seen or training.steps * training.batch
     try:
         measured = Measured.of(json.loads(args.record.read_text()))
     except ValueError as error:
         parser.error(str(error))
     network = None if args.network is None else 1e9 * args.network
-    plans = [Plan(measured, args.slices, args.seen, args.gpus, nodes, network) for nodes in args.nodes]
+    plans = [Plan(measured, args.slices, seen, args.gpus, nodes, network) for nodes in args.nodes]
     columns = [dict(plan.rows()) for plan in plans]
-    print(f"{args.slices} slices; measured on {measured.gpus} GPUs\n")
+    print(f"{args.slices} slices, {seen} looked at in all; measured on {measured.gpus} GPUs\n")
     print(f"| | {' | '.join(f'{plan.nodes} x {plan.gpus} GPUs' for plan in plans)} |")
     print("|---" * (1 + len(plans)) + "|")
     for name in columns[0]:

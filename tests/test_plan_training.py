@@ -13,6 +13,7 @@ import torch
 
 from mrgen.prior.cache import Entry, write_scan
 from mrgen.scans.scan import Slice
+from mrgen.settings import Protocol, load
 
 RECORD: dict[str, Any] = {
     "machine": {"count": 2},
@@ -74,6 +75,12 @@ def test_more_gpus_keep_their_share_and_exchange_more(script: ModuleType, tmp_pa
     assert rows["loading needed, each machine"] == ["18.7 GB/s", "18.4 GB/s"]
     slow = planned(script, tmp_path, capsys, "--gpus", "8", "--nodes", "1", "4", "--network", "1")
     assert slow["an update"] == ["124 ms", "145 ms"]  # 38.75 MB at 1 GB/s between machines only
+
+
+def test_a_protocol_says_for_how_long(script: ModuleType, tmp_path: Path, capsys: Any) -> None:
+    training = load(Protocol, "knee-pd").training
+    rows = planned(script, tmp_path, capsys, "--gpus", "2", "--protocol", "knee-pd")
+    assert rows["updates"] == [str(training.steps * training.batch // 32)]
 
 
 def test_a_record_without_what_is_needed_is_refused(script: ModuleType, tmp_path: Path, capsys: Any) -> None:

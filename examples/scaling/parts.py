@@ -40,7 +40,8 @@ class Size:
     coils: int = COILS
     matrix: tuple[int, int] = MATRIX
     recipe: str = "posterior"
-    protocol: dict[str, str] = field(default_factory=lambda: {"warmup": "20"})  # what differs from the head protocol
+    network: str = "head"  # the protocol that is trained
+    protocol: dict[str, str] = field(default_factory=lambda: {"warmup": "20"})  # what differs from it
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ class Bench:
         }
 
     def protocol(self, batch: int) -> Path:
-        """The head protocol's with another batch."""
-        text = (settings_folder(Protocol) / "head.toml").read_text()
+        """The protocol with another batch, as a file."""
+        text = (settings_folder(Protocol) / f"{self.size.network}.toml").read_text()
         for key, value in {"batch": str(batch), **self.size.protocol}.items():
             text, count = re.subn(rf"^{key} = .*$", f"{key} = {value}", text, flags=re.MULTILINE)
             text += f"{key} = {value}\n" * (count == 0)  # of its last section, [training]
