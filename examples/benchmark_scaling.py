@@ -81,7 +81,7 @@ def measure(bench: Bench, parts: list[str], seconds: float, record: Record, writ
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for scans, caches and results, about 20 GB")
+    parser.add_argument("--work", type=Path, required=True, help="folder for scans, caches and results, about 10 GB")
     parser.add_argument("-o", "--out", type=Path, required=True, help=".json; tables go to .md beside it")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no part after this time")

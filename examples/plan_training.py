@@ -47,6 +47,7 @@ class Measured:
     share_seconds: float  # t_b
     exchange_seconds: float  # x
     loading: float  # bytes/s, one process
+    looking: float  # seconds a slice to find it in the cache at the start
     weights: int
 
     @classmethod
@@ -57,6 +58,7 @@ class Measured:
         if missing or parts is None:
             raise ValueError(f"the record has no {', '.join(missing) or 'speeds'}: run benchmark_scaling.py for them")
         figures, train, count = record["figures"], record["train"][0], record["machine"]["count"]
+        found = record["floor"]["runs"]["alone"][0]  # its cache was full
         exchange = max(0.0, parts["gradients, and waiting for each other"]) / 1e3
         return cls(
             gpus=count,
@@ -67,6 +69,7 @@ class Measured:
             share_seconds=parts["in all"] / 1e3 - exchange,
             exchange_seconds=exchange,
             loading=record["loading"]["bytes_per_second"],
+            looking=found["preparation_seconds"] / found["slices"],
             weights=train["runs"]["1"]["weights"],
         )
 
@@ -114,6 +117,7 @@ class Plan:
             ("raw data read for it, each machine", f"{reading / 1e9:.2f} GB/s"),
             ("raw files", f"{self.slices * m.raw / 1e12:.2f} TB"),
             ("cache", f"{self.slices * m.cached / 1e12:.2f} TB"),
+            ("looking through the cache, at every start", _span(self.slices * m.looking)),
             ("updates", f"{self.seen / self.batch:.0f}"),
             ("passes over the slices", f"{self.seen / self.slices:.1f}"),
             ("an update", f"{1e3 * self.update_seconds:.0f} ms"),
