@@ -4,9 +4,10 @@
 
 The slice is a numerical head seen by a ring of loops, undersampled by R = 8, prior and recipe are the bundled ones.
 Each row is the median of three runs after one to warm up, all of one process; with --dps N the recipe `dps` with N
-levels, for one sample, stands beside them. PSNR (dB) is of the mean of the magnitudes against the noise-free head,
-after the best scalar fit. On a GPU each row tells the memory at most in use, and the end how many kernels the CPU
-launched for one sample.
+levels, for one sample (timed once) and for eight (not timed), stands beside them. PSNR (dB) is of the mean of the
+magnitudes against the noise-free head, after the best scalar fit; coverage the share of the body within 1.645 std of
+that mean, of which 8 exact samples have 84 %. On a GPU each row tells the memory at most in use, and the end how many
+kernels the CPU launched for one sample.
 
 Research use only. Not for diagnostic use.
 """
@@ -30,7 +31,7 @@ from mrgen.physics.fourier import ifft2c
 from mrgen.physics.masks import fastmri_rng, sampling_mask
 from mrgen.posterior.reconstruct import posterior_samples
 from mrgen.prior.files import Prior, bundled_prior, load_prior
-from mrgen.review.metrics import psnr_fit
+from mrgen.review.metrics import best_scale, psnr_fit, spread_scores
 from mrgen.scans.prepare import default_center_fraction, prepare_slice
 from mrgen.scans.scan import Slice
 from mrgen.settings import Recipe, load
@@ -43,9 +44,9 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def seconds(work: Callable[[], object], device: str) -> float:
+def seconds(work: Callable[[], object], device: str, repetitions: int = REPETITIONS) -> float:
     times = []
-    for _ in range(REPETITIONS + 1):
+    for _ in range(repetitions + 1):
         wait(device)
         begun = time.perf_counter()
         work()
@@ -58,15 +59,23 @@ def sample(slice_: Slice, prior: Prior, recipe: Recipe) -> Tensor:
     return posterior_samples(slice_, prior, recipe, torch.Generator().manual_seed(0)).abs()
 
 
-def row(name: str, slice_: Slice, truth: Tensor, prior: Prior, recipe: Recipe, device: str) -> None:
+def row(
+    name: str, slice_: Slice, truth: Tensor, prior: Prior, recipe: Recipe, device: str, repetitions: int = REPETITIONS
+) -> None:
+    """Print a row of the table: of one run, and of `repetitions` that are timed after one that is not."""
     counted = Counted(prior)
     images = sample(slice_, replace(prior, denoiser=counted), recipe)
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
-    took = seconds(partial(sample, slice_, prior, recipe), device)
+    took = f"{seconds(partial(sample, slice_, prior, recipe), device, repetitions):.2f}" if repetitions else ""
     peak = f"{torch.cuda.max_memory_allocated() / 1e9:.1f}" if device != "cpu" else "-"
-    psnr = psnr_fit(images.mean(0).numpy(force=True), truth.numpy())
-    print(f"| {name} | {took:.2f} | {counted.calls / len(images):.0f} | {psnr:.2f} | {peak} |", flush=True)
+    mean, reference, covered = images.mean(0).numpy(force=True), truth.numpy(), ""
+    if len(images) > 1:
+        fit = best_scale(mean, reference)
+        found = spread_scores(fit * mean, fit * images.std(0).numpy(force=True), reference)
+        covered = f"{found['coverage']:.0%}"
+    calls = f"{counted.calls / len(images):.0f}"
+    print(f"| {name} | {took} | {calls} | {psnr_fit(mean, reference):.2f} | {covered} | {peak} |", flush=True)
 
 
 def launches(work: Callable[[], object]) -> None:
@@ -96,14 +105,15 @@ def main() -> None:
     slice_, prior, recipe = prepared(), load_prior(bundled_prior(), device), load(Recipe, "posterior")
     truth = (maps.conj() * ifft2c(scan(0.0)[0])).sum(0).abs()
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if device != 'cpu' else 'cpu'}\n")
-    print("| | s | network calls a sample | PSNR, dB | GB |\n|---|---|---|---|---|")
-    print(f"| noise, whitening and maps | {seconds(prepared, device):.3f} | | | |")
+    print("| | s | network calls a sample | PSNR, dB | coverage | GB |\n|---|---|---|---|---|---|")
+    print(f"| noise, whitening and maps | {seconds(prepared, device):.3f} | | | | |")
     for n in args.samples:
         name = f"{n} sample{'s' if n > 1 else ''}"
         row(name, slice_, truth, prior, recipe.model_copy(update={"samples": n}), device)
     if args.dps:
-        dps = load(Recipe, "dps").model_copy(update={"steps": args.dps, "samples": 1})
-        row(f"dps, {args.dps} levels, 1 sample", slice_, truth, prior, dps, device)
+        for n, timed in ((1, 1), (8, 0)):
+            dps = load(Recipe, "dps").model_copy(update={"steps": args.dps, "samples": n})
+            row(f"dps, {args.dps} levels, {n} sample{'s' if n > 1 else ''}", slice_, truth, prior, dps, device, timed)
     if device != "cpu":
         launches(partial(sample, slice_, prior, recipe.model_copy(update={"samples": 1})))
 

@@ -32,7 +32,7 @@ COLUMNS = """PSNR (dB), SSIM and NMSE are of magnitudes after the best scalar fi
 sampled scan, noise included. lambda marked * is tuned on this very scan's reference: an upper bound. Coverage is the
 share of the body within 1.645 std of the mean: 84 % of 8 exact samples of a Gaussian posterior. rank is Spearman's
 correlation of error and std, AUSE the area under the sparsification error (0 is best), both in the body. The residual
-is that of the samples, 1 if the model is right. Seconds are of one CPU thread, tuning included."""
+is that of the samples, 1 if the model is right. Seconds include tuning."""
 
 WITHOUT = """Undersampled when measured: there is no reference, so no figure of quality and no lambda tuned by one; the
 recipe's own rule chooses it. A residual of 1 says that the model explains the data, error over spread of 1 that the

@@ -56,6 +56,7 @@ class Case:
     scan: Scan
     acceleration: float | None
     seed: int
+    device: str = "cpu"
 
     @property
     def index(self) -> int:
@@ -68,7 +69,8 @@ class Case:
             fraction = default_center_fraction(self.acceleration)
             sampling = Sampling(pattern="equispaced", acceleration=(self.acceleration,), center_fraction=fraction)
             undersample = undersampling_mask(self.scan, sampling, self.acceleration, self.seed, slice_index=0)
-        return prepare(self.scan, self.index, undersample=undersample, map_sets=None, keep_reference=True)
+        found = prepare(self.scan, self.index, undersample=undersample, map_sets=None, keep_reference=True)
+        return found.to(self.device)
 
     def folder(self, work: Path) -> Path:
         name = "as-measured" if self.acceleration is None else f"R{self.acceleration:g}"
@@ -150,19 +152,20 @@ def run_cell(case: Case, name: str, recipe: Recipe, prior: Prior, work: Path) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path.with_suffix(".npz"), **images)
     finished = path.with_suffix(".part")
-    finished.write_text(json.dumps({"identity": identity, "torch": torch.__version__, **found}, indent=1) + "\n")
+    versions = {"torch": torch.__version__, "device": case.device}
+    finished.write_text(json.dumps({"identity": identity, **versions, **found}, indent=1) + "\n")
     finished.replace(path)  # last, so that a cell that is there is whole
     return True
 
 
 def passes(
-    scans: list[Scan], accelerations: list[float], recipes: Iterable[str], seed: int
+    scans: list[Scan], accelerations: list[float], recipes: Iterable[str], seed: int, device: str
 ) -> Iterator[list[tuple[Case, str]]]:
     """What to run, the telling first: the main recipes on all scans at each R, as measured, then the others."""
     for tier in (FIRST, THEN, tuple(name for name in recipes if name not in (*FIRST, *THEN))):
         for acceleration in (*accelerations, None):
             fitting = (scan for scan in scans if (scan.mask is None) == (acceleration is not None))
-            cases = [Case(scan, acceleration, seed) for scan in fitting]
+            cases = [Case(scan, acceleration, seed, device) for scan in fitting]
             yield [(case, name) for case in cases for name in tier if name in recipes]
 
 
@@ -174,6 +177,7 @@ def main(given: list[str] | None = None, say: Callable[[str], None] = print) -> 
     parser.add_argument("--recipe", nargs="+", default=[*FIRST, *THEN], help="recipes (all but mmps, dps and em)")
     parser.add_argument("--samples", type=int, default=8, help="of recipes that draw (8)")
     parser.add_argument("--seed", type=int, default=0, help="of masks and samples (0)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--prior", type=Path, default=bundled_prior(), help="prior file (the bundled one)")
     parser.add_argument("--work", type=Path, default=Path("out/measured-scans"), help="folder of what is finished")
     parser.add_argument("--pages", action="store_true", help="run nothing: write the pages of what is finished")
@@ -198,8 +202,8 @@ def main(given: list[str] | None = None, say: Callable[[str], None] = print) -> 
             arguments.recipe,
         )
         if not arguments.pages:
-            prior = load_prior(arguments.prior, "cpu")
-            for group in passes(scans, arguments.R, recipes, arguments.seed):
+            prior = load_prior(arguments.prior, arguments.device)
+            for group in passes(scans, arguments.R, recipes, arguments.seed, arguments.device):
                 for case, name in group:
                     if run_cell(case, name, recipes[name], prior, arguments.work):
                         say(f"{time.strftime('%H:%M:%S')} {case.folder(arguments.work)} {name}")

@@ -217,8 +217,9 @@ def ship(args: argparse.Namespace) -> None:
     weights, metadata = read_safetensors(args.prior)
     changes = {
         "name": "head",
-        "trained_on": "2,400 simulated undersampled noisy multi-coil head scans, R = 2 to 4, of subjects below 53 of "
-        "the Pediatric Template of Brain Perfusion (doi 10.1038/sdata.2015.3); no clean image was used in training",
+        "trained_on": "simulated undersampled noisy multi-coil head scans, R = 2 to 4, of subjects below 53 of the "
+        "Pediatric Template of Brain Perfusion (doi 10.1038/sdata.2015.3) and of an adult head; no clean image was used "
+        "in training",
         "stages": stages_of(metadata),
     }
     save_prior(args.out, weights, {**metadata, **changes})

@@ -81,7 +81,8 @@ class Bench:
         text = (settings_folder(Protocol) / f"{self.size.network}.toml").read_text()
         for key, value in {"batch": str(batch), **self.size.protocol}.items():
             text, count = re.subn(rf"^{key} = .*$", f"{key} = {value}", text, flags=re.MULTILINE)
-            text += f"{key} = {value}\n" * (count == 0)  # of its last section, [training]
+            if not count:
+                text = text.replace("[training]\n", f"[training]\n{key} = {value}\n")
         path = self.work / f"protocol-{batch}.toml"
         path.write_text(text)
         return path

@@ -40,8 +40,9 @@ from torch import Tensor
 from mrgen.physics.fourier import centre_fit, ifft2c
 
 # Entries of G held at once. 8 MB stay in a processor's cache. A GPU is three times as fast with four times as many (one
-# H100, 15 coils); the exact eigenvectors of two sets then take 12 GB there, and cuSOLVER fails at 2**24.
+# H100, 15 coils).
 _ENTRIES = {"cpu": 2**20, "cuda": 2**22}
+_SOLVED_AT_ONCE = 4096  # matrices; cuSOLVER takes about 0.65 MB for each
 _OBJECT = 0.1  # of the 99th percentile of the image: darker pixels count as empty
 _EXACT = 1e-4  # residual |G v - lambda v| of a map; its error 1 - |<v, v_true>| is of the order of the square
 
@@ -91,6 +92,12 @@ def _pixel_operators(
         yield rows, (waves_y[rows] @ lines).reshape(-1, coils, coils)
 
 
+def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """`torch.linalg.eigh` of (n, coil, coil), some at a time, which bounds the memory of a GPU."""
+    values, vectors = zip(*map(torch.linalg.eigh, matrices.split(_SOLVED_AT_ONCE)), strict=True)
+    return torch.cat(values), torch.cat(vectors)
+
+
 def _leading_vectors(matrices: Tensor, start: Tensor, floor: float) -> tuple[Tensor, Tensor]:
     """Eigenvalue (n, 1) and eigenvector (n, coil, 1) of the largest eigenvalue of (n, coil, coil).
 
@@ -107,7 +114,7 @@ def _leading_vectors(matrices: Tensor, start: Tensor, floor: float) -> tuple[Ten
     residual = (image - value.unsqueeze(-1) * vector).norm(dim=1)
     slow = ((residual > _EXACT) & (value + residual >= floor)).squeeze(1)
     if slow.any():
-        values, vectors = torch.linalg.eigh(matrices[slow])
+        values, vectors = _eigh(matrices[slow])
         value[slow], vector[slow] = values[:, -1:], vectors[..., -1:]
     return value, vector
 
@@ -174,7 +181,7 @@ def espirit_maps(
             if count == 1:
                 value, vector = _leading_vectors(pixels, start[item], floor)
             else:
-                values, vectors = torch.linalg.eigh(pixels)
+                values, vectors = _eigh(pixels)
                 value, vector = values[:, -count:].flip(-1), vectors[..., -count:].flip(-1)
             maps[item, :, :, rows] = vector.permute(2, 1, 0).reshape(count, coils, -1, shape[1])
             eigenvalue[item, :, rows] = value.T.reshape(count, -1, shape[1])
@@ -185,7 +192,7 @@ def espirit_maps(
         if count == 1 and holes.any():  # their vectors were not needed before
             for rows, pixels in _pixel_operators(signal[item], coils, size, shape):
                 if (inside := holes[rows]).any():
-                    maps[item, 0, :, rows][:, inside] = torch.linalg.eigh(pixels[inside.flatten()])[1][..., -1].T
+                    maps[item, 0, :, rows][:, inside] = _eigh(pixels[inside.flatten()])[1][..., -1].T
     maps = maps * kept.unsqueeze(2)
     maps = maps * torch.exp(-1j * _phase_reference(maps, acs).angle())
     return (maps[:, 0], eigenvalue[:, 0]) if sets is None else (maps, eigenvalue)

@@ -104,13 +104,17 @@ def fade(inside: Tensor, matrix: tuple[int, int]) -> Tensor:
 def tone(image: Tensor, generator: torch.Generator) -> Tensor:
     """Another contrast of the same anatomy: a random continuous curve on intensities in [0, 1], f(0) = 0.
 
-    Half of the heads then lose contrast, as in proton-density weighted scans: tissues move towards their mean.
+    A fifth of the heads are inverted but for what is nearly black, as fluid is bright in T2-weighted scans of what is
+    given as T1-weighted. Half of the heads then lose contrast, as in proton-density weighted scans: tissues move
+    towards their mean.
     """
     kind, flatness = uniform(0, 1, generator), max(0.0, uniform(-0.7, 0.7, generator))
     if 0.3 <= kind < 0.5:
         image = image ** uniform(0.5, 1.6, generator)
     elif kind >= 0.5:
         knots = torch.rand(6, generator=generator).to(image.device)
+        if kind >= 0.8:
+            knots = knots.sort(descending=True).values
         knots = torch.cat([torch.zeros(1, device=image.device), 0.1 + 0.9 * knots])
         position = image.clamp(0, 0.9999) * 6
         low = position.long()
