@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mrgen.prior.denoiser import Denoiser
 from mrgen.settings import Protocol, load
 
 BYTES = 8  # of a complex64 number; gradients are float32
@@ -46,18 +47,19 @@ class Measured:
     cached: float  # bytes a slice
     share_seconds: float  # t_b
     exchange_seconds: float  # x
-    loading: float  # bytes/s, one process
+    loading: float | None  # bytes/s, one process
     looking: float  # seconds a slice to find it in the cache at the start
     weights: int
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> Measured:
         """Raises ValueError for a record without the parts that are needed."""
-        missing = [part for part in ("data", "train", "floor", "loading") if part not in record]
+        missing = [part for part in ("data", "train", "floor") if part not in record]
         parts = record.get("figures", {}).get("milliseconds_per_update")
         if missing or parts is None:
             raise ValueError(f"the record has no {', '.join(missing) or 'speeds'}: run benchmark_scaling.py for them")
         figures, train, count = record["figures"], record["train"][0], record["machine"]["count"]
+        network = load(Protocol, record["size"].get("network", "head")).network
         found = record["floor"]["runs"]["alone"][0]  # its cache was full
         exchange = max(0.0, parts["gradients, and waiting for each other"]) / 1e3
         return cls(
@@ -68,9 +70,9 @@ class Measured:
             cached=train["cache_bytes_per_slice"],
             share_seconds=parts["in all"] / 1e3 - exchange,
             exchange_seconds=exchange,
-            loading=record["loading"]["bytes_per_second"],
+            loading=record["loading"]["bytes_per_second"] if "loading" in record else None,
             looking=found["preparation_seconds"] / found["slices"],
-            weights=train["runs"]["1"]["weights"],
+            weights=sum(weight.numel() for weight in Denoiser(network, 1.0).parameters()),
         )
 
 
@@ -124,7 +126,10 @@ class Plan:
             ("training", _span(self.seen / self.batch * self.update_seconds)),
             ("its speed, of that without exchange", f"{m.share_seconds / self.update_seconds:.0%}"),
             ("loading needed, each machine", f"{needed / 1e9:.1f} GB/s"),
-            ("loading measured, one process a GPU, files in memory", f"{m.loading * self.gpus / 1e9:.1f} GB/s"),
+            (
+                "loading measured, one process a GPU, files in memory",
+                "not measured" if m.loading is None else f"{m.loading * self.gpus / 1e9:.1f} GB/s",
+            ),
             ("gradients through each link", f"{self.exchanged / 1e6:.0f} MB an update"),
         ]
 

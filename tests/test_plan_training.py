@@ -18,7 +18,8 @@ from mrgen.settings import Protocol, load
 RECORD: dict[str, Any] = {
     "machine": {"count": 2},
     "data": {"slices": 10, "bytes": 280e6},
-    "train": [{"batch": 32, "cache_bytes_per_slice": 18e6, "runs": {"1": {"weights": 5_000_000}}}],
+    "train": [{"batch": 32, "cache_bytes_per_slice": 18e6}],
+    "size": {"network": "head"},
     "floor": {"runs": {"alone": [{"preparation_seconds": 0.3, "slices": 100}]}},
     "loading": {"bytes_per_second": 5e9},
     "figures": {
@@ -64,7 +65,7 @@ def test_the_plan_of_two_gpus_is_what_was_measured(script: ModuleType, tmp_path:
         "its speed, of that without exchange": "91%",
         "loading needed, each machine": "5.0 GB/s",  # 32 x 18 MB / 0.116 s
         "loading measured, one process a GPU, files in memory": "10.0 GB/s",
-        "gradients through each link": "20 MB an update",
+        "gradients through each link": "22 MB an update",
     }
 
 
@@ -75,7 +76,7 @@ def test_more_gpus_keep_their_share_and_exchange_more(script: ModuleType, tmp_pa
     assert rows["an update"] == ["124 ms", "125 ms"]  # 106 + 10 (7 / 8) / (1 / 2), and 31 / 32
     assert rows["loading needed, each machine"] == ["18.7 GB/s", "18.4 GB/s"]
     slow = planned(script, tmp_path, capsys, "--gpus", "8", "--nodes", "1", "4", "--network", "1")
-    assert slow["an update"] == ["124 ms", "145 ms"]  # 38.75 MB at 1 GB/s between machines only
+    assert slow["an update"] == ["124 ms", "148 ms"]  # 42 MB at 1 GB/s between machines only
 
 
 def test_a_protocol_says_for_how_long(script: ModuleType, tmp_path: Path, capsys: Any) -> None:
@@ -88,7 +89,7 @@ def test_a_record_without_what_is_needed_is_refused(script: ModuleType, tmp_path
     (tmp_path / "record.json").write_text(json.dumps({"data": {}, "train": []}))
     with pytest.raises(SystemExit):
         script.main([str(tmp_path / "record.json"), "--slices", "1"])
-    assert "the record has no floor, loading: run benchmark_scaling.py" in capsys.readouterr().err
+    assert "the record has no floor: run benchmark_scaling.py" in capsys.readouterr().err
 
 
 def test_the_bytes_of_a_slice_are_those_of_the_file(script: ModuleType, tmp_path: Path) -> None:

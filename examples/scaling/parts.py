@@ -204,14 +204,12 @@ def training_record(done: Done) -> Record:
     """Of `mrgen train-prior`: its speed is that between its first report and its last."""
     (prepared, found), *_ = done.when(r"^prepared \d+ scans: (\d+) slices, \d+ of them new, in ([\d.]+) s")
     said = reports(done)
-    weights = done.when(r"^training .* ([\d,]+) weights")[0][1][1]
     window = [said[-1][0] - said[0][0], said[-1][1] - said[0][1]] if len(said) > 1 else None
     return {
         "seconds": done.seconds,
         "startup_seconds": prepared - float(found[2]),
         "preparation_seconds": float(found[2]),  # next to nothing where the cache was full
         "slices": int(found[1]),
-        "weights": int(weights.replace(",", "")),
         "window": window,  # seconds and updates
         "updates_per_second": window[1] / window[0] if window else None,
     }
