@@ -72,7 +72,7 @@ def test_the_rest_of_the_rehearsal(benchmark: ModuleType, work: Path) -> None:
     assert all(seconds >= 0 for seconds in record["stages"]["seconds_per_slice"].values())
     text = (work / "found.md").read_text()
     assert "4 of 4 results are the same to the bit" in text
-    assert "resumed at update [" in text
+    assert f"resumed at update {kill['resumed_at'][0]}; against the run that was not killed: " in text
 
 
 def test_a_part_that_would_begin_too_late_is_left_out(
