@@ -133,7 +133,8 @@ def repeated(items: Sequence[Item | StoredItem], name: str) -> Watched:
     return Watched(many, [MATRIX] * len(many), name)
 
 
-def loading(data: TrainingSet, device: str) -> None:
+def loading(data: TrainingSet, device: str) -> float:
+    """Bytes of files per second, while nothing else is done."""
     shares = data.shares(0, BATCH, 0, device)
     next(shares)
     begun, count = time.perf_counter(), 6
@@ -143,6 +144,7 @@ def loading(data: TrainingSet, device: str) -> None:
     files = {item.scan.file: len(item.scan) for item in data.items if isinstance(item, StoredItem)}
     size = sum(file.stat().st_size for file in files) / sum(files.values()) / 1e6
     print(f"load, {data.fingerprint}, to {device}: {each:.2f} s a batch, {BATCH * size / each:.0f} MB/s of files")
+    return 1e6 * BATCH * size / each
 
 
 def training(data: TrainingSet, out: Path, device: str) -> float:

@@ -14,6 +14,7 @@ with the time at which each line of its output came; one GPU is started like man
     floor    a training with one GPU's share of the batch: alone, and one on every GPU at once; the first says what
              a small batch costs, the second what the shared host costs, and the rest is exchange of gradients
     waits    for how long a GPU stands still before it has a batch; in a script of ours, by events on the GPU
+    loading  how fast one process loads batches from the cache while nothing else is done, in this process
     stages   where preparing a slice spends its time, in this process
 
 The record (.json) is written after each part and goes on with --parts; tables go to .md beside it. plan_training.py
@@ -38,7 +39,7 @@ from scaling.parts import Bench, Record, Size
 from scaling.report import figures, markdown
 from scaling.stages import stages
 
-PARTS = ("data", "train", "kill", "recon", "floor", "waits", "stages")
+PARTS = ("data", "train", "kill", "recon", "floor", "waits", "loading", "stages")
 TINY = Size(
     scans=4,
     slices=1,
@@ -62,6 +63,7 @@ def measure(bench: Bench, parts: list[str], seconds: float, record: Record, writ
         "recon": bench.recon,
         "floor": bench.floor,
         "waits": bench.waits,
+        "loading": bench.loading,
         "stages": lambda: stages(bench.files[0], bench.work, bench.machine.device),
     }
     for part in parts:
@@ -79,18 +81,20 @@ def measure(bench: Bench, parts: list[str], seconds: float, record: Record, writ
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for scans, caches and results, about 20 GB")
+    parser.add_argument("--work", type=Path, required=True, help="folder for scans, caches and results, about 10 GB")
     parser.add_argument("-o", "--out", type=Path, required=True, help=".json; tables go to .md beside it")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no part after this time")
     parser.add_argument("--gpus", type=int, help="how many; all without it")
     parser.add_argument("--scans", type=int, help=f"{Size.scans} without it")
+    parser.add_argument("--protocol", help=f"whose network is trained; {Size.network} without it")
     parser.add_argument("--steps", type=int, help=f"updates of a training; {Size.steps} without it")
-    parser.add_argument("--batches", type=int, nargs="+", help="global batch sizes; the head protocol's without it")
+    parser.add_argument("--batches", type=int, nargs="+", help=f"global batch sizes; {Size.batches[0]} without it")
     parser.add_argument("--tiny", action="store_true", help="a rehearsal on a CPU, with figures that mean nothing")
     args = parser.parse_args(arguments)
     size = TINY if args.tiny else Size()
-    given = {"scans": args.scans, "steps": args.steps, "batches": args.batches and tuple(args.batches)}
+    batches = tuple(args.batches or size.batches)
+    given = {"scans": args.scans, "network": args.protocol, "steps": args.steps, "batches": batches}
     size = replace(size, **{key: value for key, value in given.items() if value is not None})
     args.work.mkdir(parents=True, exist_ok=True)
     if args.tiny:

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from benchmark_preparation import COILS, MATRIX, write_raw
+from benchmark_preparation import COILS, MATRIX, loading, write_raw
 
+from mrgen.prior.data import TrainingSet
 from mrgen.prior.files import read_safetensors
-from mrgen.settings import Protocol, settings_folder
+from mrgen.settings import Protocol, load, settings_folder
 from scaling.commands import Done, Machine
 
 Record = dict[str, Any]
@@ -39,7 +40,8 @@ class Size:
     coils: int = COILS
     matrix: tuple[int, int] = MATRIX
     recipe: str = "posterior"
-    protocol: dict[str, str] = field(default_factory=lambda: {"warmup": "20"})  # what differs from the head protocol
+    network: str = "head"  # the protocol that is trained
+    protocol: dict[str, str] = field(default_factory=lambda: {"warmup": "20"})  # what differs from it
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,8 @@ class Bench:
         }
 
     def protocol(self, batch: int) -> Path:
-        """The head protocol's with another batch."""
-        text = (settings_folder(Protocol) / "head.toml").read_text()
+        """The protocol with another batch, as a file."""
+        text = (settings_folder(Protocol) / f"{self.size.network}.toml").read_text()
         for key, value in {"batch": str(batch), **self.size.protocol}.items():
             text, count = re.subn(rf"^{key} = .*$", f"{key} = {value}", text, flags=re.MULTILINE)
             if not count:
@@ -153,6 +155,13 @@ class Bench:
         if (self.work / whole / "prior.safetensors").exists():
             record["agreement"] = agreement(self.work / whole, self.work / name)
         return record
+
+    def loading(self) -> Record:
+        """How fast one process loads batches from files in memory onto a GPU, while nothing else is done."""
+        device, protocol = self.machine.device, load(Protocol, str(self.protocol(self.size.batches[0])))
+        scans, cache = self.work / "scans", self.work / "cache-1"
+        data = TrainingSet.from_folder(scans, protocol, cache, lambda _: None, device)
+        return {"bytes_per_second": loading(replace(data, fingerprint="from memory"), device)}
 
     def waits(self) -> Record:
         """For how long each GPU stands still before it has a batch, on 1 GPU and on all."""

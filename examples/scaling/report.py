@@ -110,8 +110,12 @@ def _sentences(record: Record) -> list[str]:
         lines.append(
             f"- one process killed after update {kill['updates_reported']}: all ended "
             f"{_number(kill['seconds_until_all_ended'], 1)} s later, exit code {kill['exit_code']}; resumed at update "
-            f"{kill['resumed_at']}; against the run that was not killed: {_agreement(kill['agreement'])}"
+            f"{', '.join(map(str, kill['resumed_at']))}"
         )
+        if "agreement" in kill:
+            lines[-1] += f"; against the run that was not killed: {_agreement(kill['agreement'])}"
+    if "loading" in record:
+        lines.append(f"- one process loads {record['loading']['bytes_per_second'] / 1e9:.1f} GB/s of files in memory")
     if "recon" in record and "agreement" in record["recon"]:
         of = record["recon"]["agreement"]
         lines.append(

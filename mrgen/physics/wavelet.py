@@ -55,7 +55,7 @@ class Wavelet:
     def _synthesise(self, c: Tensor, n: int) -> Tensor:
         """The adjoint of `_analyse`, (..., k, low or high) to (..., n)."""
         taps, k = self.filters.shape[-1], c.shape[-2]
-        pairs = (c @ self.filters).unflatten(-1, (-1, 2))  # (..., k, pair of taps, 2)
+        pairs = (c @ self.filters).reshape(*c.shape[:-1], taps // 2, 2)  # (..., k, pair of taps, 2)
         x = c.new_zeros(*c.shape[:-2], k + taps // 2 - 1, 2)
         for i in range(taps // 2):
             x[..., i : i + k, :] += pairs[..., i, :]

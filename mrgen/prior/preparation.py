@@ -72,7 +72,7 @@ def prepare_scans(
     achieved = [achieved_acceleration(mask) for scan in usable.values() for mask in scan.mask]
     which = f"R = {min(achieved):.2f} to {max(achieved):.2f} of all lines" if achieved else "none can be used"
     seconds = time.monotonic() - progress.begun
-    report(f"prepared {len(usable)} scans: {slices} slices, {progress.slices} of them new, in {seconds:.1f} s; {which}")
+    report(f"prepared {len(usable)} scans: {slices} slices, {progress.slices} of them new, in {seconds:.2f} s; {which}")
     for line in _left_out(usable, unusable):
         report(f"left out {line}")
     return [usable[path] for path in paths if path in usable]

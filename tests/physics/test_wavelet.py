@@ -14,7 +14,7 @@ def noise(*shape: int) -> torch.Tensor:
     return torch.randn(shape, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("shape", [(8, 6), (64, 60), (63, 60), (48, 97), (320, 368)])
+@pytest.mark.parametrize("shape", [(8, 6), (64, 60), (55, 60), (48, 97), (320, 368)])
 def test_shrunk_coefficients_are_those_of_sigpy(shape: tuple[int, int]) -> None:
     """A soft threshold is no linear map, so that every coefficient has to be right, not their sum alone."""
     images, wavelet = noise(2, *shape), sigpy.linop.Wavelet((2, *shape), axes=(-2, -1), wave_name=NAME)

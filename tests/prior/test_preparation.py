@@ -342,7 +342,7 @@ def test_what_cannot_be_used_is_left_out_and_named(
         data = TrainingSet.from_folder(folder, PROTOCOL, folder / "cache", said.append)
         kept = [item.mask.mean() for item in items(data)]
         lines = f"R = {1 / max(kept):.2f} to {1 / min(kept):.2f} of all lines"
-        expected = rf"prepared 4 scans: 10 slices, {0 if again else 10} of them new, in \d+\.\d s; {re.escape(lines)}"
+        expected = rf"prepared 4 scans: 10 slices, {0 if again else 10} of them new, in \d+\.\d\d s; {re.escape(lines)}"
         assert re.fullmatch(expected, said[0])
         named = sorted(said[1:])
         assert len(named) == 3
@@ -370,7 +370,7 @@ def test_more_bad_data_than_allowed_is_refused_at_once(folder: Path, write_scan,
     said: list[str] = []
     fine = changed(acceleration=(2.0,), center_fraction=0.3)
     TrainingSet.from_folder(folder, fine, folder / "cache", said.append)
-    assert re.match(r"prepared 43 scans: 45 slices, 45 of them new, in \d+\.\d s; ", said[0])
+    assert re.match(r"prepared 43 scans: 45 slices, 45 of them new, in \d+\.\d\d s; ", said[0])
     assert len(said) == 4
     kspace[1] = 0
     write_scan(source.name, kspace=kspace)
