@@ -76,7 +76,7 @@ def measure(bench: Bench, parts: list[str], seconds: float, record: Record, writ
         write.write_text(json.dumps(record, indent=1) + "\n")
         write.with_suffix(".md").write_text(markdown(record))
         now = time.perf_counter()
-        print(f"{part}: {now - since:.1f} s, {now - begun:.1f} s in all", flush=True)
+        print(f"{part}: {now - since:.1f} s, {now - begun:.1f} s in all\n{json.dumps(record[part])}", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> None:

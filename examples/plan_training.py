@@ -1,6 +1,6 @@
 """A plan for a training on many slices and GPUs, from what benchmark_scaling.py measured on a few.
 
-    python examples/plan_training.py docs/results/2026-11-22-scaling.json --slices 70000 --gpus 8 --nodes 1 2 4
+    python examples/plan_training.py scaling.json --slices 70000 --gpus 8 --nodes 1 2 4
 
 Measured on N GPUs of one machine: slices prepared per second, bytes a slice in raw files and in the cache, the time
 t_b of an update with a share of b slices a GPU while all GPUs of the machine train without a word between them, and

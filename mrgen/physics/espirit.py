@@ -94,7 +94,7 @@ def _pixel_operators(
 
 def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """`torch.linalg.eigh` of (n, coil, coil), some at a time, which bounds the memory of a GPU."""
-    values, vectors = zip(*map(torch.linalg.eigh, matrices.split(_SOLVED_AT_ONCE)), strict=True)
+    values, vectors = zip(*map(torch.linalg.eigh, torch.split(matrices, _SOLVED_AT_ONCE)), strict=True)
     return torch.cat(values), torch.cat(vectors)
 
 
