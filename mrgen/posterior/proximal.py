@@ -61,15 +61,18 @@ class Proximal:
         power: Tensor | None,
         *,
         iterations: int,
+        settled: float = 0.0,
         local: bool = False,
         draw: torch.Generator | None = None,
         draw_above: float = 0.0,
     ) -> None:
         """`power` is P, ([set,] ky, kx) or a scalar, or None for Lambda from the residual; without `local` E is 1.
 
+        `iterations` are those of CG at most; it ends where one changes the image by less than a share of `settled`.
         With `draw` a call returns a draw where sigma is above `draw_above`, and the mean elsewhere.
         """
-        self.prior, self.slice, self.power, self.iterations = prior, slice_, power, iterations
+        self.prior, self.slice, self.power = prior, slice_, power
+        self.iterations, self.settled = iterations, settled
         self.draw, self.draw_above = draw, draw_above
         self.support = slice_.support
         self.probe = probe(self.support) if local else None
@@ -115,25 +118,34 @@ class Proximal:
             e = complex_noise(self.slice.kspace.expand(len(x_t), -1, -1, -1), draw, self.columns)
             residual = residual + sigma0 * self.operator.adjoint(e)
             noise = complex_noise(mean, draw)
-        return self.support * (mean + self.solve(root, residual / sigma0, spread, noise))
+        return self.support * self.solve(root, residual / sigma0, spread, noise, mean)
 
-    def solve(self, root: Tensor, image: Tensor, spread: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
-        """B w (n, y, x) for the right-hand side B^H `image` / sigma0 + `noise`.
+    def solve(
+        self,
+        root: Tensor,
+        image: Tensor,
+        spread: Tensor | None = None,
+        noise: Tensor | None = None,
+        mean: Tensor | None = None,
+    ) -> Tensor:
+        """`mean` + B w (n, y, x) for the right-hand side B^H `image` / sigma0 + `noise`.
 
         `image` (n, y, x) is A^H (y - A D) / sigma0, `root` Lambda^(1/2) / sigma0, `spread` E^(1/2); `noise` and `root`
-        are (n, ky, kx), centred.
+        are (n, ky, kx), centred. CG ends where `mean` + B w has settled.
         """
         shape = (image.shape[-2], image.shape[-1])
         q = torch.fft.ifftshift(root.expand(*root.shape[:-2], *shape), dim=(-2, -1)).square()
-        normal, precondition = self.system(q, spread)
+        precondition, sigma0 = self.system(q, spread), self.slice.sigma0
         t = twice((q / math.prod(shape)).sqrt())
         e: Tensor | float = 1.0 if spread is None else spread
         rhs = scaled(t, transform(e * image))
         with torch._C.DisableTorchFunction():  # nothing is drawn here, and asking costs time with every operation
-            w = conjugate_gradient(
-                lambda w: w + scaled(t, transform(normal(transform_back(scaled(t, w))))),
+            return conjugate_gradient(
+                lambda x: scaled(t, transform(e / sigma0 * self.normal(x))),
                 rhs if noise is None else rhs + from_centred(noise),
                 iterations=self.iterations,
+                start=mean,
                 precondition=precondition,
+                image=lambda w: sigma0 * e * transform_back(scaled(t, w)),
+                settled=self.settled,
             )
-        return self.slice.sigma0 * e * transform_back(scaled(t, w))
