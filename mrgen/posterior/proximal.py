@@ -24,7 +24,8 @@ of equal |k|. There are four choices:
 - `isotropic`: the same with P = sigma_d^2.
 
 With several sets of maps (mrgen.posterior.sets) x, D and E have an axis for them. The errors of all sets add up in the
-data, so those of one are E Lambda with an E whose sum over the sets has mean 1, and elsewhere its share of Lambda or P;
+data, so those of one are E Lambda with an E whose sum over the sets has mean 1, and elsewhere its share of Lambda or P.
+In E the shares are those of the power of A^H (y - A D), as D is no judge of a set that looks like no head. With
 sigma_t^2 on all pixels of both, if they fill the matrix, is then Lambda = 2 sigma_t^2.
 """
 
@@ -38,7 +39,7 @@ from torch import Tensor
 from mrgen.physics.cg import conjugate_gradient
 from mrgen.physics.operators import sense_points
 from mrgen.posterior.local import local_variance
-from mrgen.posterior.sets import power_shares
+from mrgen.posterior.sets import error_shares, power_shares
 from mrgen.posterior.system import Map, System, from_centred, scaled, transform, transform_back, twice
 from mrgen.prior.denoiser import Denoise
 from mrgen.prior.objectives import complex_noise, denoise_with_slope, unit_phase
@@ -93,7 +94,11 @@ class Proximal:
         chosen = torch.arange(self.probed, device=x_t.device)
         probes = self.probe.expand(self.probed, *x_t.shape[1:])
         mean, slope = denoise_with_slope(self.prior, x_t, probes, sigma, chosen)
-        return self.support * mean, local_variance((probes.conj() * slope).real, self.support).sqrt()
+        mean = self.support * mean
+        e = local_variance((probes.conj() * slope).real, self.support)
+        if self.slice.sets > 1:
+            e = e * error_shares(self.slice, self.adjoint_data - self.normal(mean[: self.probed]))
+        return mean, e.sqrt()
 
     def covariance(self, mean: Tensor, sigma: Tensor) -> Tensor:
         """Lambda about denoised images `mean` (n, y, x): (n, ky, kx), each from its own residual, or one for all.
