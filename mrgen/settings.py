@@ -149,7 +149,8 @@ class Recipe(Settings):
     samples: int = Field(8, ge=2, description="posterior samples per slice")
     sigma_max: float = Field(5.0, gt=0, description="noise level where posterior and pnp start, scaled image units")
     sigma_min: float = Field(0.05, gt=0, description="noise level where pnp ends and red stays, scaled image units")
-    cg_iterations: int = Field(10, ge=1, description="per data step of proximal, mmps, gaussian, pnp and red")
+    cg_iterations: int = Field(30, ge=1, description="per data step of proximal (at most), mmps, gaussian, pnp and red")
+    cg_settled: float = Field(0.004, ge=0, description="relative change of an image at which CG of proximal ends")
     ensemble: int = Field(0, ge=0, description="masks that the denoiser is averaged over, 0: it sees all of k-space")
     regularisation: Annotated[float, Field(gt=0)] | Literal["held-out", "discrepancy"] = Field(
         0.01, description="lambda of sense, l1-wavelet, tv, pnp and red, or the rule that chooses it for each slice"

@@ -37,16 +37,23 @@ def conjugate_gradient(
     precondition: Callable[[Tensor], Tensor] | None = None,
     tolerance: float = 0.0,
     floor: float = 0.0,
+    image: Callable[[Tensor], Tensor] | None = None,
+    settled: float = 0.0,
 ) -> Tensor:
     """Approximate H^-1 rhs; `rhs` is (batch, ...), `normal` applies H to such a tensor.
+
+    With a linear `image` B, H is I + normal B, and the result is `start` + B H^-1 rhs, for what is wanted is B w and
+    not w.
 
     Stops after `iterations`, or when every item's residual norm is below `tolerance` times that of rhs.
     Items that have converged exactly stay as they are, and so does an item from the first direction p on with
     <p, H p> <= floor <p, p>: with a floor below the smallest eigenvalue, that tells an H that is not what it should be.
+    With `settled` an item also stays as it is from the first iteration on that changed it, in norm, by less than that
+    share of itself, whatever the others need.
     """
     apply = precondition or (lambda r: r)
     x = torch.zeros_like(rhs) if start is None else start
-    r = rhs if start is None else rhs - normal(start)
+    r = rhs if start is None or image is not None else rhs - normal(start)
     z = p = apply(r)
     rho = inner(r, z)
     limit = tolerance**2 * inner(rhs, rhs)
@@ -54,12 +61,15 @@ def conjugate_gradient(
     for step in range(iterations):
         if tolerance > 0 and bool((inner(r, r) <= limit).all()):
             break
-        q = normal(p)
+        moves = p if image is None else image(p)
+        q = normal(p) if image is None else p + normal(moves)
         curvature = inner(p, q)
         sound = sound & (curvature > (floor * inner(p, p) if floor else 0))
         alpha = torch.where(sound, rho / curvature, 0)
-        x = _moved(x, alpha, p)
-        if step + 1 == iterations:
+        x = _moved(x, alpha, moves)
+        if settled > 0:
+            sound = sound & (alpha.square() * inner(moves, moves) > settled**2 * inner(x, x))
+        if step + 1 == iterations or (settled > 0 and not bool(sound.any())):
             break
         r = _moved(r, alpha, q, -1)
         z = apply(r)

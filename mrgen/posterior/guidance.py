@@ -44,6 +44,7 @@ GUIDANCE: dict[str, Callable[[Denoise, Slice, Terms], Denoise]] = {
         slice_,
         t.power,
         iterations=t.recipe.cg_iterations,
+        settled=t.recipe.cg_settled,
         local=t.recipe.covariance == "local",
         draw=t.draw,
         draw_above=t.draw_above,

@@ -32,10 +32,7 @@ def _smooth(image: Tensor, std: Tensor) -> Tensor:
 
 
 def local_variance(diagonal: Tensor, support: Tensor) -> Tensor:
-    """E (n, y, x), each of mean 1 and 0 outside `support` (y, x) or (n, y, x), from estimates of J_rr by one probe.
-
-    Of a `diagonal` (n, set, y, x), E (n, set, y, x), whose sum over the sets has mean 1.
-    """
+    """E (..., y, x), each of mean 1 and 0 outside `support` (..., y, x), from estimates of J_rr by one probe."""
 
     def total(images: Tensor) -> Tensor:
         return images.sum((-2, -1), keepdim=True)
@@ -44,5 +41,4 @@ def local_variance(diagonal: Tensor, support: Tensor) -> Tensor:
     freedom = (total(inside) / total(support).clamp_min(1)).clamp_min(1e-9)  # mean J_rr
     smooth = _smooth(inside, (FREEDOM / (4 * math.pi * freedom)).sqrt().clamp(NARROWEST, widest))
     e = support * torch.maximum(smooth, LEAST * smooth.mean((-2, -1), keepdim=True).clamp_min(1e-9))
-    together = e.reshape(len(e), -1, *e.shape[-2:]).sum(1).mean((-2, -1))
-    return e / together.reshape(-1, *[1] * (e.ndim - 1))
+    return e / e.mean((-2, -1), keepdim=True).clamp_min(1e-30)  # 0 without a support

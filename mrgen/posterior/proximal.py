@@ -24,7 +24,8 @@ of equal |k|. There are four choices:
 - `isotropic`: the same with P = sigma_d^2.
 
 With several sets of maps (mrgen.posterior.sets) x, D and E have an axis for them. The errors of all sets add up in the
-data, so those of one are E Lambda with an E whose sum over the sets has mean 1, and elsewhere its share of Lambda or P;
+data, so those of one are E Lambda with an E whose sum over the sets has mean 1, and elsewhere its share of Lambda or P.
+In E the shares are those of the power of A^H (y - A D), as D is no judge of a set that looks like no head. With
 sigma_t^2 on all pixels of both, if they fill the matrix, is then Lambda = 2 sigma_t^2.
 """
 
@@ -38,7 +39,7 @@ from torch import Tensor
 from mrgen.physics.cg import conjugate_gradient
 from mrgen.physics.operators import sense_points
 from mrgen.posterior.local import local_variance
-from mrgen.posterior.sets import power_shares
+from mrgen.posterior.sets import error_shares, power_shares
 from mrgen.posterior.system import Map, System, from_centred, scaled, transform, transform_back, twice
 from mrgen.prior.denoiser import Denoise
 from mrgen.prior.objectives import complex_noise, denoise_with_slope, unit_phase
@@ -61,15 +62,18 @@ class Proximal:
         power: Tensor | None,
         *,
         iterations: int,
+        settled: float = 0.0,
         local: bool = False,
         draw: torch.Generator | None = None,
         draw_above: float = 0.0,
     ) -> None:
         """`power` is P, ([set,] ky, kx) or a scalar, or None for Lambda from the residual; without `local` E is 1.
 
+        `iterations` are those of CG at most; it ends where one changes the image by less than a share of `settled`.
         With `draw` a call returns a draw where sigma is above `draw_above`, and the mean elsewhere.
         """
-        self.prior, self.slice, self.power, self.iterations = prior, slice_, power, iterations
+        self.prior, self.slice, self.power = prior, slice_, power
+        self.iterations, self.settled = iterations, settled
         self.draw, self.draw_above = draw, draw_above
         self.support = slice_.support
         self.probe = probe(self.support) if local else None
@@ -90,7 +94,11 @@ class Proximal:
         chosen = torch.arange(self.probed, device=x_t.device)
         probes = self.probe.expand(self.probed, *x_t.shape[1:])
         mean, slope = denoise_with_slope(self.prior, x_t, probes, sigma, chosen)
-        return self.support * mean, local_variance((probes.conj() * slope).real, self.support).sqrt()
+        mean = self.support * mean
+        e = local_variance((probes.conj() * slope).real, self.support)
+        if self.slice.sets > 1:
+            e = e * error_shares(self.slice, self.adjoint_data - self.normal(mean[: self.probed]))
+        return mean, e.sqrt()
 
     def covariance(self, mean: Tensor, sigma: Tensor) -> Tensor:
         """Lambda about denoised images `mean` (n, y, x): (n, ky, kx), each from its own residual, or one for all.
@@ -115,25 +123,34 @@ class Proximal:
             e = complex_noise(self.slice.kspace.expand(len(x_t), -1, -1, -1), draw, self.columns)
             residual = residual + sigma0 * self.operator.adjoint(e)
             noise = complex_noise(mean, draw)
-        return self.support * (mean + self.solve(root, residual / sigma0, spread, noise))
+        return self.support * self.solve(root, residual / sigma0, spread, noise, mean)
 
-    def solve(self, root: Tensor, image: Tensor, spread: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
-        """B w (n, y, x) for the right-hand side B^H `image` / sigma0 + `noise`.
+    def solve(
+        self,
+        root: Tensor,
+        image: Tensor,
+        spread: Tensor | None = None,
+        noise: Tensor | None = None,
+        mean: Tensor | None = None,
+    ) -> Tensor:
+        """`mean` + B w (n, y, x) for the right-hand side B^H `image` / sigma0 + `noise`.
 
         `image` (n, y, x) is A^H (y - A D) / sigma0, `root` Lambda^(1/2) / sigma0, `spread` E^(1/2); `noise` and `root`
-        are (n, ky, kx), centred.
+        are (n, ky, kx), centred. CG ends where `mean` + B w has settled.
         """
         shape = (image.shape[-2], image.shape[-1])
         q = torch.fft.ifftshift(root.expand(*root.shape[:-2], *shape), dim=(-2, -1)).square()
-        normal, precondition = self.system(q, spread)
+        precondition, sigma0 = self.system(q, spread), self.slice.sigma0
         t = twice((q / math.prod(shape)).sqrt())
         e: Tensor | float = 1.0 if spread is None else spread
         rhs = scaled(t, transform(e * image))
         with torch._C.DisableTorchFunction():  # nothing is drawn here, and asking costs time with every operation
-            w = conjugate_gradient(
-                lambda w: w + scaled(t, transform(normal(transform_back(scaled(t, w))))),
+            return conjugate_gradient(
+                lambda x: scaled(t, transform(e / sigma0 * self.normal(x))),
                 rhs if noise is None else rhs + from_centred(noise),
                 iterations=self.iterations,
+                start=mean,
                 precondition=precondition,
+                image=lambda w: sigma0 * e * transform_back(scaled(t, w)),
+                settled=self.settled,
             )
-        return self.slice.sigma0 * e * transform_back(scaled(t, w))

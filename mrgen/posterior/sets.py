@@ -8,6 +8,7 @@ sees each set's as an image of a batch.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from mrgen.prior.denoiser import Denoise
@@ -23,6 +24,17 @@ def each_set(prior: Denoise, sets: int) -> Denoise:
         return prior(x_t.flatten(0, 1), sigma.repeat_interleave(sets)).reshape(x_t.shape)
 
     return denoise
+
+
+def error_shares(slice_: Slice, residual: Tensor) -> Tensor:
+    """What share of the denoiser's error lies in each set, (n, set, 1, 1), told by `residual` A^H (y - A D).
+
+    Its power less that of the noise, sigma0^2 tr(A_m^H A_m), of which at least a hundredth is taken for error. A
+    denoiser may be sure of an image unlike those it has learned from, so that its Jacobian tells nothing of this.
+    """
+    noise = slice_.sigma0**2 * slice_.mask.mean() * slice_.maps.abs().square().sum((-3, -2, -1))
+    power = torch.maximum((slice_.support * residual).abs().square().sum((-2, -1)) - noise, noise / 100)
+    return (power / power.sum(-1, keepdim=True))[..., None, None]
 
 
 def power_shares(slice_: Slice) -> Tensor | float:

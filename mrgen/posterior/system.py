@@ -121,7 +121,7 @@ def twice(factor: Tensor) -> Tensor:
 
 
 class System:
-    """E^(1/2) A^H A E^(1/2) and P^-1 for one slice and any q and E.
+    """A^H A and P^-1 for one slice and any q and E.
 
     Images are (n, y, x), q and k-space (n, ky, kx) with frequency 0 first; with several sets of maps all have an axis
     for them after n. Of several q the first decides on r, so that the others hold no sway over an image's rounding.
@@ -145,36 +145,30 @@ class System:
         whole[:, self.columns] = matrices @ rows[:, self.columns]
         return from_rows(whole, tuple(images.shape))
 
-    def normal(self, x: Tensor, matrices: Tensor | None = None) -> Tensor:
-        """A^H A x, or with `matrices` those in place of the `gram` of A^H A."""
+    def normal(self, x: Tensor) -> Tensor:
+        """A^H A x."""
         if self.gram is None:
             assert self.transforms is not None
             return self.transforms(x)
-        return self._rows(self.gram if matrices is None else matrices, x, 0.0)
+        return self._rows(self.gram, x, 0.0)
 
-    def __call__(self, q: Tensor, spread: Tensor | None = None) -> tuple[Map, Map]:
-        """v -> E^(1/2) A^H A E^(1/2) v of images, and r -> P^-1 r of k-space.
+    def __call__(self, q: Tensor, spread: Tensor | None = None) -> Map:
+        """r -> P^-1 r of k-space.
 
         q is (n, ky, kx) or one for all n, `spread` E^(1/2), (1, y, x), or None where it is 1.
         """
         measured, gram = self.measured, self.gram
         if spread is not None:
             measured = fourier_diagonal(self.maps * spread[0].unsqueeze(-3), self.mask)
-            gram = None if gram is None else local_gram(gram, image_rows(spread, self.sets)[:, self.columns, 0])
-
-        def normal(v: Tensor) -> Tensor:
-            if gram is None and spread is not None:
-                return spread * self.normal(spread * v)
-            return self.normal(v, gram)
-
         diagonal = 1 + q * measured
         first = q[0] if q.ndim == self.maps.ndim else q
         exponent = round(float(first.log2().mean()) / 2)
         if gram is None or exponent <= 0:
             inverse_diagonal = twice(1 / diagonal)
-            return normal, lambda r: scaled(inverse_diagonal, r)
+            return lambda r: scaled(inverse_diagonal, r)
         if spread is not None:
-            inverse = inverse_rows(gram, 4.0**exponent)
+            local = local_gram(gram, image_rows(spread, self.sets)[:, self.columns, 0])
+            inverse = inverse_rows(local, 4.0**exponent)
         else:
             if self.kept is None or self.kept[0] != exponent:
                 self.kept = exponent, inverse_rows(gram, 4.0**exponent)
@@ -184,4 +178,4 @@ class System:
         def precondition(r: Tensor) -> Tensor:
             return scaled(g, transform(self._rows(inverse, transform_back(scaled(g, r)), 1.0)))
 
-        return normal, precondition
+        return precondition

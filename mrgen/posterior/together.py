@@ -72,12 +72,14 @@ class Together(Proximal):
         slices: Sequence[Slice],
         *,
         iterations: int,
+        settled: float,
         local: bool,
         draw: torch.Generator | None,
         above: float,
     ) -> None:
-        """`draw` and `above` are `draw` and `draw_above` of `Proximal`."""
-        self.prior, self.slice, self.power, self.iterations = prior, stack(slices), None, iterations
+        """The other arguments are those of `Proximal`, `above` its `draw_above`."""
+        self.prior, self.slice, self.power = prior, stack(slices), None
+        self.iterations, self.settled = iterations, settled
         self.draw, self.draw_above = draw, above
         self.support = (self.slice.maps != 0).any(1)
         self.probe, self.probed = probe(self.support) if local else None, len(slices)
@@ -100,11 +102,11 @@ class Together(Proximal):
         averages = [rings.average(e, 1e-3 * ceiling) for rings, e in zip(self.each, errors, strict=True)]
         return torch.stack(averages).clamp_max(ceiling)
 
-    def systems(self, q: Tensor, spread: Tensor | None) -> tuple[Map, Map]:
+    def systems(self, q: Tensor, spread: Tensor | None) -> Map:
         """As `System`, for q and E^(1/2) of each slice, (slice, ky, kx) and (slice, y, x)."""
         if spread is None or self.gram is None:
             diagonal = twice(1 / (1 + q * self.measured))
-            return self.normal, lambda r: scaled(diagonal, r)
+            return lambda r: scaled(diagonal, r)
         measured = fourier_diagonal(self.slice.maps * spread[:, None], self.lines)
         number = q.log().mean((1, 2), keepdim=True).exp()
         inverse = inverse_rows(local_gram(self.gram, spread), number[..., None])
@@ -115,7 +117,7 @@ class Together(Proximal):
             rows = inverse @ transform_back(scaled(g, r))[..., None]
             return scaled(g, transform(rows[..., 0]))
 
-        return lambda v: spread * self.normal(spread * v), precondition
+        return precondition
 
 
 def together_applies(recipe: Recipe) -> bool:
@@ -135,7 +137,15 @@ def sample_together(
     sigmas = noise_levels(recipe.sigma_max, lowest, recipe.steps, recipe.grid)
     draw = draws.generator if recipe.sampler == "decoupled" else None
     above, local = float(sigmas[-1]), recipe.covariance == "local"
-    denoise = Together(prior, slices, iterations=recipe.cg_iterations, local=local, draw=draw, above=above)
+    denoise = Together(
+        prior,
+        slices,
+        iterations=recipe.cg_iterations,
+        settled=recipe.cg_settled,
+        local=local,
+        draw=draw,
+        above=above,
+    )
     with torch.inference_mode(), draws:
         start = conjugate_gradient(
             lambda x: denoise.normal(x) + 0.01 * x, denoise.adjoint_data, iterations=START_ITERATIONS

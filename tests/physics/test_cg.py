@@ -1,6 +1,7 @@
 """Conjugate gradients against numpy.linalg.solve, and what makes them safe for complex batches."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -110,6 +111,38 @@ def test_tolerance_stops_when_every_item_is_there() -> None:
     assert 0 < calls <= N
     residual = (rhs - applies(matrices)(found)).norm(dim=1) / rhs.norm(dim=1)
     assert (residual <= 1e-3).all()
+
+
+def test_the_image_of_a_solution_is_added_to_the_start() -> None:
+    """H = I + N B with B a wide matrix, and N its adjoint: B H^-1 rhs from the dense matrices."""
+    generator = torch.Generator().manual_seed(3)
+    b = torch.randn(2, 3, N, dtype=torch.complex128, generator=generator)
+    rhs = torch.randn(2, N, dtype=torch.complex128, generator=generator)
+    start = torch.randn(2, 3, dtype=torch.complex128, generator=generator)
+    exact = b @ torch.linalg.solve(torch.eye(N) + b.mH @ b, rhs[..., None])
+    found = conjugate_gradient(applies(b.mH), rhs, iterations=N, start=start, image=applies(b))
+    torch.testing.assert_close(found, start + exact[..., 0])
+
+
+def test_an_item_that_has_settled_stays_whatever_the_others_need() -> None:
+    """The first system is solved in two iterations, the other needs many."""
+    matrices, rhs = systems(2)
+    matrices[0] = torch.eye(N) * torch.tensor([2.0] * (N // 2) + [3.0] * (N - N // 2))
+    calls = 0
+
+    def counted(x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return applies(matrices)(x)
+
+    together = conjugate_gradient(counted, rhs, iterations=100, settled=0.2)
+    assert 3 < calls < 100
+    alone = conjugate_gradient(applies(matrices[:1]), rhs[:1], iterations=100, settled=0.2)
+    assert torch.equal(together[:1], alone)
+    steps = [conjugate_gradient(applies(matrices[1:]), rhs[1:], iterations=k) for k in range(calls + 1)]
+    changes = [float((b - a).norm() / b.norm()) for a, b in pairwise(steps)]
+    assert changes[-1] < 0.2 <= min(changes[:-1])
+    torch.testing.assert_close(together[1:], steps[-1])
 
 
 # Mutants of the inner product.

@@ -8,10 +8,12 @@ import pytest
 import torch
 from gaussian import SHAPE, SIGMA0, case, denoise, power
 from moments import sample_errors
+from torch import Tensor
 
 from mrgen.errors import MrgenError
 from mrgen.physics.fourier import fft2c, grid, ifft2c
 from mrgen.physics.operators import Fourier
+from mrgen.posterior.baselines import cg_sense
 from mrgen.posterior.dps import Dps
 from mrgen.posterior.fourier import ClosedForm
 from mrgen.posterior.guidance import GUIDANCE, guide
@@ -19,6 +21,7 @@ from mrgen.posterior.mmps import Mmps
 from mrgen.posterior.proximal import Proximal
 from mrgen.posterior.samplers import GRIDS, SAMPLERS
 from mrgen.posterior.system import System, fourier_diagonal, transform, transform_back
+from mrgen.prior.objectives import complex_noise
 from mrgen.prior.spectrum import power_spectrum
 from mrgen.scans.scan import Slice
 from mrgen.settings import Recipe
@@ -92,16 +95,25 @@ def sense_scan() -> Slice:
     return Slice(torch.randn(6, 32, 32, dtype=torch.complex128, generator=g) * mask, mask, maps, 0.01, 1.0, None)
 
 
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def falling() -> Tensor:
+    """The power spectrum (32, 32) of images for that scan."""
+    y, x = grid((32, 32))
+    return 5 * (1 + 100 * (y.square() + x.square())).pow(-1.5).double()
+
+
+def wiener(x_t: Tensor, sigma: Tensor) -> Tensor:
+    p = falling()
+    return ifft2c(p / (p + sigma[0].square()) * fft2c(x_t))
+
+
 def test_ten_iterations_are_within_a_percent_of_the_converged_answer() -> None:
     """With the exact inverse of the rows; the diagonal alone, all there is for points, is far behind."""
-    slice_, sigma = sense_scan(), torch.tensor([2.0], dtype=torch.float64)
-    y, x = grid((32, 32))
-    p = 5 * (1 + 100 * (y.square() + x.square())).pow(-1.5).double()
+    slice_, sigma, p = sense_scan(), torch.tensor([2.0], dtype=torch.float64), falling()
     x_t = 2 * torch.randn(1, 32, 32, dtype=torch.complex128, generator=torch.Generator().manual_seed(4))
-
-    def wiener(x_t: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return ifft2c(p / (p + sigma[0].square()) * fft2c(x_t))
-
     converged = Proximal(wiener, slice_, p, iterations=1000)(x_t, sigma)
     points = replace(slice_, mask=slice_.mask.expand(32, 32))
     full, diagonal = (Proximal(wiener, scan, p, iterations=10) for scan in (slice_, points))
@@ -110,18 +122,52 @@ def test_ten_iterations_are_within_a_percent_of_the_converged_answer() -> None:
     assert plain > 0.1
 
 
+@pytest.mark.parametrize("draw", [False, True])
+@pytest.mark.parametrize("sigma", [5.0, 1.0, 0.3, 0.05])
+def test_the_default_recipe_stops_within_one_percent_of_the_converged_answer(sigma: float, draw: bool) -> None:
+    """For each of a batch, at R = 8, where the solve is harder, of a scan of an image that there could be."""
+    recipe, blank, mask = Recipe(description=""), sense_scan(), torch.zeros(32, dtype=torch.float64)
+    mask[::8] = mask[14:18] = 1
+    image, noise = (complex_noise(like, seeded(3)) for like in (blank.maps[0], blank.kspace))
+    slice_ = replace(blank, mask=mask)
+    kspace = slice_.operator().forward(ifft2c(falling().sqrt() * image)) + blank.sigma0 * mask * noise
+    slice_ = replace(slice_, kspace=kspace)
+    x_t = cg_sense(slice_, 0.01, 10) + sigma * complex_noise(
+        torch.zeros(3, 32, 32, dtype=torch.complex128), torch.Generator().manual_seed(1)
+    )
+    level = torch.full((3,), sigma, dtype=torch.float64)
+
+    def denoise_all(iterations: int, settled: float) -> tuple[Tensor, int]:
+        g = seeded(2) if draw else None
+        guided = Proximal(wiener, slice_, None, iterations=iterations, settled=settled, local=True, draw=g)
+        normal, products = guided.normal, 0
+
+        def counted(x: Tensor) -> Tensor:
+            nonlocal products
+            products += 1
+            return normal(x)
+
+        guided.normal = counted
+        return guided(x_t, level), products - 1
+
+    found, iterations = denoise_all(recipe.cg_iterations, recipe.cg_settled)
+    exact, _ = denoise_all(400, 0.0)
+    errors = (found - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+    assert float(errors.max()) < 0.01
+    assert 1 < iterations < recipe.cg_iterations
+
+
 def test_the_preconditioner_is_exact_for_one_number() -> None:
     """q = 4^e everywhere: then P is the system itself."""
     slice_ = sense_scan()
-    r = torch.randn(2, 32, 32, dtype=torch.complex128, generator=torch.Generator().manual_seed(1))
+    r = torch.randn(2, 32, 32, dtype=torch.complex128, generator=seeded(1))
     spread = torch.rand(1, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     system, q, points = System(slice_), torch.tensor(4.0**3, dtype=torch.float64), 32 * 32
     for e in (None, spread, spread.flip(1)):
-        normal, precondition = system(q, e)
-        z, by = precondition(r), 1 if e is None else e
+        z, by = system(q, e)(r), 1 if e is None else e
         image = transform_back(z) / points
         exact = slice_.operator().normal(by * image)
-        torch.testing.assert_close(normal(image), by * exact)
+        torch.testing.assert_close(system.normal(by * image), exact)
         torch.testing.assert_close(z + 64 * transform(by * exact), r)
 
 

@@ -63,7 +63,7 @@ def by_itself(slice_: Slice, recipe: Recipe, seed: int) -> Tensor:
 def test_together_as_one_by_one(sampler: str, coils: tuple[int, ...], covariance: str) -> None:
     """With draws of noise for as many coils; fewer coils draw other numbers of the same law."""
     slices = [measured(n, c, sigma0) for n, (c, sigma0) in enumerate(zip(coils, (0.02, 0.1, 0.05), strict=True))]
-    recipe = Recipe(description="d", covariance=covariance, sampler=sampler, steps=5, cg_iterations=60)  # type: ignore[arg-type]
+    recipe = Recipe(description="d", covariance=covariance, sampler=sampler, steps=5, cg_iterations=60, cg_settled=0)  # type: ignore[arg-type]
     generators = [torch.Generator().manual_seed(n) for n in range(3)]
     found = sample_together(slices, PRIOR, recipe, generators)
     for n, (slice_, sample) in enumerate(zip(slices, found, strict=True)):
@@ -97,7 +97,9 @@ def test_other_matrix_sizes_are_stacks_of_their_own_and_points_go_alone(
         stack(slices)
     with pytest.raises(ValueError, match="along lines"):
         stack([points])
-    recipe = Recipe(description="d", covariance="residual", sampler="ddim", steps=3, cg_iterations=60, samples=2)
+    recipe = Recipe(
+        description="d", covariance="residual", sampler="ddim", steps=3, cg_iterations=60, cg_settled=0, samples=2
+    )
     given = [*slices, points]
     found = several_samples(given, PRIOR, recipe, [torch.Generator().manual_seed(n) for n in range(4)])
     assert [x.shape for x in found] == [(2, *s.kspace.shape[1:]) for s in given]
