@@ -162,7 +162,8 @@ class System:
             measured = fourier_diagonal(self.maps * spread[0].unsqueeze(-3), self.mask)
         diagonal = 1 + q * measured
         first = q[0] if q.ndim == self.maps.ndim else q
-        exponent = round(float(first.log2().mean()) / 2)
+        positive = first[first > 0]  # q of a set without support is 0
+        exponent = round(float(positive.log2().mean()) / 2) if len(positive) else 0
         if gram is None or exponent <= 0:
             inverse_diagonal = twice(1 / diagonal)
             return lambda r: scaled(inverse_diagonal, r)

@@ -245,6 +245,19 @@ def test_a_set_without_maps_has_no_error() -> None:
     assert (root[:, 1] == 0).all()
 
 
+def test_a_set_without_power_changes_nothing() -> None:
+    slice_, level = case()[0], torch.tensor([0.5], dtype=torch.float64)
+    nothing = torch.zeros_like(slice_.maps[0])
+    one = replace(slice_, maps=slice_.maps[0], sets=1)
+    two = replace(slice_, maps=torch.stack([slice_.maps[0], nothing]))
+    x_t = complex_noise(slice_.maps[:, 0], generator(15))[None]
+    powers = power()[0], torch.stack([power()[0], torch.zeros_like(power()[0])])
+    alone = Proximal(lambda x, s: 0.3 * x, one, powers[0], iterations=60)(x_t[:, 0], level)
+    beside = Proximal(lambda x, s: 0.3 * x, two, powers[1], iterations=60)(x_t, level)
+    torch.testing.assert_close(beside[:, 0], alone, rtol=1e-6, atol=1e-8)
+    assert (beside[:, 1] == 0).all()
+
+
 def test_withheld_lines_are_predicted_by_both_sets() -> None:
     """Exact samples, so the ratio is 1 within three of its standard errors; without the second set it is not."""
     slice_ = case()[0]
