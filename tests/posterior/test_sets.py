@@ -214,25 +214,25 @@ def test_shares_of_the_power_are_what_the_sets_hold() -> None:
     assert (shares - true).abs().max() < 0.15
 
 
-@pytest.mark.parametrize("sure", [False, True])
-def test_the_data_tell_how_much_of_the_error_each_set_holds(sure: bool) -> None:
-    """Within a third, also of a denoiser that says, with no doubt, that the second image is 0."""
+@pytest.mark.parametrize(("sure", "sigma0"), [(False, 0.1), (True, 0.1), (True, 0.5)])
+def test_the_data_tell_how_much_of_the_error_each_set_holds(sure: bool, sigma0: float) -> None:
+    """Within a tenth, also of a denoiser that says, with no doubt, that the second image is 0."""
     slice_, level = case()[0], torch.tensor([0.3], dtype=torch.float64)
     wide = replace(slice_, mask=torch.ones(SHAPE[1], dtype=torch.float64))
-    images = ifft2c(power().sqrt() * complex_noise(slice_.maps[:, 0].expand(40, -1, -1, -1), generator(11)))
-    true, found = [], []
+    g, true, found = generator(11), [], []
+    images = ifft2c(power().sqrt() * complex_noise(slice_.maps[:, 0].expand(40, -1, -1, -1), g))
     for x in images:
-        noisy = wide.operator().forward(x) + SIGMA0 * complex_noise(slice_.kspace, generator(12))
-        given = replace(slice_, kspace=slice_.mask * noisy)
+        noisy = wide.operator().forward(x) + sigma0 * complex_noise(slice_.kspace, g)
+        given = replace(slice_, kspace=slice_.mask * noisy, sigma0=sigma0)
         only_first = torch.tensor([1.0, 0.0 if sure else 1.0])[:, None, None]
         posterior = Proximal(lambda x, s: denoise(x, s) * only_first, given, None, iterations=1, local=True)  # noqa: B023
-        mean, root = posterior.denoise(x[None] + level * complex_noise(x[None], generator(13)), level)
+        mean, root = posterior.denoise(x[None] + level * complex_noise(x[None], g), level)
         assert root is not None
         torch.testing.assert_close(root.square().sum(1).mean(), torch.ones((), dtype=torch.float64))
         true.append((mean[0] - x).abs().square().sum((-2, -1)))
         found.append(root.square().mean((0, -2, -1)))
     share, told = torch.stack(true).sum(0), torch.stack(found).mean(0)
-    assert float(told[1]) == pytest.approx(float(share[1] / share.sum()), rel=1 / 3)
+    assert float(told[1]) == pytest.approx(float(share[1] / share.sum()), rel=0.1)
 
 
 def test_a_set_without_maps_has_no_error() -> None:
