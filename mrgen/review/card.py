@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any
 
 
@@ -11,7 +12,10 @@ def prior_card(metadata: dict[str, Any]) -> dict[str, str]:
     sampling = protocol.get("sampling") or {}
     accelerations = ", ".join(f"{r:g}" for r in sampling.get("acceleration", ()))
     levels = [metadata.get(name) for name in ("sigma_min", "sigma_max")]
-    stages = [str(stage.get("objective")) for stage in metadata.get("stages", ())]
+    stages = [
+        f"{count} times {objective}" if (count := len(list(same))) > 1 else objective
+        for objective, same in groupby(str(stage.get("objective")) for stage in metadata.get("stages", ()))
+    ]
     rows = {
         "Name": metadata.get("name"),
         "Protocol": protocol.get("description"),
