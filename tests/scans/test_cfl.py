@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pickle
 import shutil
 import subprocess
 from functools import partial
@@ -27,7 +26,6 @@ def test_slices_come_back_with_their_axes(tmp_path, phantom):
         assert (scan.path, scan.format, scan.mask, scan.remarks) == (str(path), "BART cfl", None, ())
         for i in range(3):
             assert torch.equal(scan.read_slice(i), kspace[i])
-    assert torch.equal(pickle.loads(pickle.dumps(scan)).read_slice(2), kspace[2])
     with pytest.raises(IndexError):
         scan.read_slice(3)
 

@@ -412,9 +412,9 @@ def test_only_the_readouts_of_the_slice_are_read(write, phantom, monkeypatch):
         scan.read_slice(2)
 
 
-def test_reading_leaks_no_file_handle_and_the_scan_can_be_sent(write, kspace):
+def test_reading_leaks_no_file_handle(write, kspace):
     path = write([readout(torch.ones(3, 50), flags=[NOISE]), *lines_of(kspace)], xml((32, 24)))
-    scan = pickle.loads(pickle.dumps(open_ismrmrd(path)))
+    scan = open_ismrmrd(path)
     assert torch.equal(scan.read_slice(0), kspace)
     folder = Path("/proc/self/fd")
     if not folder.is_dir():
