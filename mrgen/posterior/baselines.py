@@ -19,7 +19,6 @@ images are solved for together, (set, y, x), and the penalty is the sum of those
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -70,24 +69,7 @@ def l1_wavelet(slice_: Slice, regularisation: float, iterations: int) -> Tensor:
 
 def total_variation(slice_: Slice, regularisation: float, iterations: int) -> Tensor:
     """Sparse differences, (y, x), by sigpy's primal-dual hybrid gradients on the CPU."""
-    from sigpy import linop, prox  # here, as it takes seconds to import
-
-    differences = linop.FiniteDifference(_shape(slice_), axes=(-2, -1))
-    # tau (||A||^2 + DUAL_STEP ||G||^2) <= 1, as ||A||^2 <= 1 and ||G||^2 <= 8: again no power iteration
-    dual = np.full(slice_.kspace.numel() + 2 * slice_.support.numel(), DUAL_STEP, dtype=np.float32)
-    dual[: slice_.kspace.numel()] = 1
-    sparse = prox.L1Reg(differences.oshape, regularisation)
-    return _by_sigpy(slice_, iterations, proxg=sparse, G=differences, tau=1 / (1 + 8 * DUAL_STEP), sigma=dual)
-
-
-def _shape(slice_: Slice) -> tuple[int, int, int]:
-    """(set, y, x), also for one set."""
-    return slice_.sets, slice_.kspace.shape[-2], slice_.kspace.shape[-1]
-
-
-def _by_sigpy(slice_: Slice, iterations: int, **method: Any) -> Tensor:
-    """argmin_x 1/2 ||A x - y||^2 + g(x) by `method`, for x of `_shape`, in the shape of the slice's images."""
-    from sigpy import linop
+    from sigpy import linop, prox  # here, as they take seconds to import
     from sigpy.app import LinearLeastSquares
 
     coils, sets, n_y, n_x = len(slice_.kspace), *_shape(slice_)
@@ -95,6 +77,23 @@ def _by_sigpy(slice_: Slice, iterations: int, **method: Any) -> Tensor:
     maps = linop.Multiply(images.oshape, slice_.maps.reshape(sets, coils, n_y, n_x).numpy(force=True))
     fourier = linop.FFT((coils, n_y, n_x), axes=(-2, -1)) * linop.Sum(maps.oshape, axes=(0,))
     mask = linop.Multiply(fourier.oshape, slice_.mask.expand(n_y, n_x).numpy(force=True))
-    data = slice_.kspace.numpy(force=True)
-    solver = LinearLeastSquares(mask * fourier * maps * images, data, max_iter=iterations, show_pbar=False, **method)
+    differences = linop.FiniteDifference(images.ishape, axes=(-2, -1))
+    # tau (||A||^2 + DUAL_STEP ||G||^2) <= 1, as ||A||^2 <= 1 and ||G||^2 <= 8: no power iteration
+    dual = np.full(slice_.kspace.numel() + 2 * slice_.support.numel(), DUAL_STEP, dtype=np.float32)
+    dual[: slice_.kspace.numel()] = 1
+    solver = LinearLeastSquares(
+        mask * fourier * maps * images,
+        slice_.kspace.numpy(force=True),
+        proxg=prox.L1Reg(differences.oshape, regularisation),
+        G=differences,
+        tau=1 / (1 + 8 * DUAL_STEP),
+        sigma=dual,
+        max_iter=iterations,
+        show_pbar=False,
+    )
     return torch.as_tensor(solver.run()).to(slice_.kspace).reshape(slice_.support.shape) * slice_.support
+
+
+def _shape(slice_: Slice) -> tuple[int, int, int]:
+    """(set, y, x), also for one set."""
+    return slice_.sets, slice_.kspace.shape[-2], slice_.kspace.shape[-1]
