@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+LOOK_GPU = 3  # iterations between looks whether any item still moves
+
 
 def _real(a: Tensor) -> Tensor:
     """The real numbers that a tensor is made of: of them Re <a, b> is the plain inner product."""
@@ -49,7 +51,8 @@ def conjugate_gradient(
     Items that have converged exactly stay as they are, and so does an item from the first direction p on with
     <p, H p> <= floor <p, p>: with a floor below the smallest eigenvalue, that tells an H that is not what it should be.
     With `settled` an item also stays as it is from the first iteration on that changed it, in norm, by less than that
-    share of itself, whatever the others need.
+    share of itself, whatever the others need. On a GPU, whether all stay is asked now and then, as it has to be waited
+    for; the answer changes the time only.
     """
     apply = precondition or (lambda r: r)
     x = torch.zeros_like(rhs) if start is None else start
@@ -69,7 +72,8 @@ def conjugate_gradient(
         x = _moved(x, alpha, moves)
         if settled > 0:
             sound = sound & (alpha.square() * inner(moves, moves) > settled**2 * inner(x, x))
-        if step + 1 == iterations or (settled > 0 and not bool(sound.any())):
+        asked = settled > 0 and (step + 1) % (LOOK_GPU if rhs.is_cuda else 1) == 0
+        if step + 1 == iterations or (asked and not bool(sound.any())):
             break
         r = _moved(r, alpha, q, -1)
         z = apply(r)
