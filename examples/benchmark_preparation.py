@@ -29,8 +29,8 @@ from sigpy.mri import whiten
 from sigpy.mri.app import EspiritCalib
 
 from mrgen.physics.fourier import centre_pad, fft2c, grid
-from mrgen.prior.cache import Stored
 from mrgen.prior.data import Item, Share, StoredItem, TrainingSet, item_of
+from mrgen.prior.objectives import CleanBatch, MeasuredBatch
 from mrgen.prior.train import train
 from mrgen.scans.open import open_scan
 from mrgen.scans.prepare import noise_covariance, prepare_slice, undersampling_mask
@@ -87,18 +87,6 @@ def preparation(scan_file: Path, devices: Sequence[str], sigpy: bool) -> None:
         print(f"prepare, sigpy on cpu: {1 / seconds(theirs):.3f} slices/s, {torch.get_num_threads()} threads for both")
 
 
-class FromDisk(StoredItem):
-    """An item that the system is asked to drop from memory after each use."""
-
-    def stored(self, pinned: bool = False) -> Stored:
-        stored = super().stored(pinned)
-        places = [of_part[self.n] for of_part in self.scan.places.values()]
-        with self.scan.file.open("rb") as opened:
-            for place in places:
-                os.posix_fadvise(opened.fileno(), place.offset, place.nbytes, os.POSIX_FADV_DONTNEED)
-        return stored
-
-
 def mark() -> list[torch.cuda.Event]:
     """Where a GPU is now in its work; nothing on a CPU."""
     events = [torch.cuda.Event(enable_timing=True)] if torch.cuda.is_available() else []  # type: ignore[no-untyped-call]
@@ -127,10 +115,23 @@ class Watched(TrainingSet):
         return [done.elapsed_time(there) / 1e3 for done, there in between][-batches:]
 
 
-def repeated(items: Sequence[Item | StoredItem], name: str) -> Watched:
+class FromDisk(Watched):
+    """A set of stored items that the system is asked to drop from memory after each use."""
+
+    def collate(self, indices: list[int], *args: Any, **kwargs: Any) -> MeasuredBatch | CleanBatch:
+        batch = super().collate(indices, *args, **kwargs)
+        for item in (self.items[i] for i in indices):
+            assert isinstance(item, StoredItem)
+            with item.scan.file.open("rb") as opened:
+                for place in (of_part[item.n] for of_part in item.scan.places.values()):
+                    os.posix_fadvise(opened.fileno(), place.offset, place.nbytes, os.POSIX_FADV_DONTNEED)
+        return batch
+
+
+def repeated(items: Sequence[Item | StoredItem], name: str, of: type[Watched] = Watched) -> Watched:
     """A set of two batches at least."""
     many = [*items] * -(-2 * BATCH // len(items))
-    return Watched(many, [MATRIX] * len(many), name)
+    return of(many, [MATRIX] * len(many), name)
 
 
 def loading(data: TrainingSet, device: str) -> float:
@@ -175,7 +176,7 @@ def main() -> None:
 
     items = [item for item in stored if isinstance(item, StoredItem)]
     warm = repeated(items, "from memory")
-    cold = repeated([FromDisk(i.scan, i.n, i.sampling) for i in items], "from the disk")
+    cold = repeated(items, "from the disk", FromDisk)
     for data in (warm, cold):
         loading(data, device)
     if device != "cpu":

@@ -21,9 +21,11 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -149,30 +151,12 @@ class _Place:
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def read(self, file: Path, pinned: bool) -> Tensor:
-        """The array, read beside other threads. Raises OSError, and ValueError where the file ends too early."""
-        array = torch.empty(self.shape, dtype=self.dtype, pin_memory=pinned)
-        with file.open("rb") as opened:
+    def read(self, file: Path, array: Tensor) -> None:
+        """Into `array`, which is as long, beside other threads. Raises MrgenError."""
+        with _reading(file), file.open("rb") as opened:
             opened.seek(self.offset)
             if opened.readinto(array.numpy().data) < self.nbytes:
                 raise ValueError("it ends too early")
-        return array
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What is stored of a slice: parts of LARGE, and its mask."""
-
-    samples: Tensor
-    support: Tensor
-    maps: Tensor
-    mask: Tensor
-
-    def load(self, kspace: Tensor, maps: Tensor) -> None:
-        """Write k-space and maps into arrays (coil, y, x), on a GPU without waiting for it."""
-        for whole, where, values in ((kspace, self.mask.bool(), self.samples), (maps, self.support, self.maps)):
-            there, given = (t.to(whole.device, non_blocking=True) for t in (where, values))
-            whole.zero_().masked_scatter_(there, given)
 
 
 @dataclass(frozen=True)
@@ -216,17 +200,40 @@ class CachedScan:
     def __len__(self) -> int:
         return len(self.index)
 
-    def stored(self, n: int, pinned: bool = False) -> Stored:
-        """What is stored of the nth slice; if `pinned`, where a GPU copies from by itself. Raises MrgenError."""
-        with _reading(self.file):
-            samples, support, maps = (self.places[part][n].read(self.file, pinned) for part in LARGE)
-        return Stored(samples, support, maps, self.mask[n])
-
     def read(self, n: int) -> Slice:
         """The nth slice that is stored, as it was prepared, without a reference. Raises MrgenError."""
-        kspace, maps = torch.empty(2, *self.shape, dtype=torch.complex64)
-        self.stored(n).load(kspace, maps)
-        return Slice(kspace, self.mask[n], maps, self.sigma0[n], self.scale[n], None, noise_from=self.noise_from[n])
+        kspace, maps = torch.empty(2, 1, *self.shape, dtype=torch.complex64)
+        read_slices([(self, n)], kspace, maps)
+        return Slice(
+            kspace[0], self.mask[n], maps[0], self.sigma0[n], self.scale[n], None, noise_from=self.noise_from[n]
+        )
+
+
+def read_slices(
+    slices: Sequence[tuple[CachedScan, int]], kspace: Tensor, maps: Tensor, readers: Executor | None = None
+) -> None:
+    """Fill k-space and maps (slice, coil, y, x) with the nth slices of scans, and with 0 the coils that these lack.
+
+    Threads of `readers` read, and do nothing else: Python's lock and the GPU's driver are for the thread that trains. A
+    GPU gets all slices at once, without being waited for. Raises MrgenError.
+    """
+    arrays, jobs = {}, []
+    for part in LARGE:
+        places = [scan.places[part][n] for scan, n in slices]
+        ends = list(accumulate((math.prod(place.shape) for place in places), initial=0))
+        arrays[part] = torch.empty(ends[-1], dtype=places[0].dtype, pin_memory=kspace.is_cuda)
+        pieces = [arrays[part][slice(*ends)] for ends in pairwise(ends)]
+        jobs += [(place, scan.file, piece) for place, (scan, _), piece in zip(places, slices, pieces, strict=True)]
+    for _ in (readers.map if readers else map)(lambda job: job[0].read(*job[1:]), jobs):
+        pass
+    given = {part: array.to(kspace.device, non_blocking=True) for part, array in arrays.items()}
+    coils = torch.tensor([scan.shape[0] for scan, _ in slices], device=kspace.device)
+    there = (torch.arange(kspace.shape[1], device=kspace.device) < coils[:, None])[:, :, None, None]
+    masks = torch.stack([scan.mask[n] for scan, n in slices]).bool().to(kspace.device)
+    sampled = masks.reshape(len(slices), 1, -1, masks.shape[-1])  # lines or points
+    support = given["support"].reshape(len(slices), 1, *maps.shape[-2:])
+    kspace.zero_().masked_scatter_(sampled & there, given["samples"])
+    maps.zero_().masked_scatter_(support & there, given["maps"])
 
 
 @contextmanager

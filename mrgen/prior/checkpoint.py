@@ -48,7 +48,7 @@ def restore_checkpoint(path: Path, identity: dict[str, Any], parameters: dict[st
             p.copy_(tensors[f"weight/{name}"])
             average[name].copy_(tensors[f"average/{name}"])
         optimiser.state[p] = {
-            "step": torch.tensor(float(step)),
+            "step": torch.tensor(float(step), device=p.device),
             "exp_avg": torch.empty_like(p).copy_(tensors[f"mean/{name}"]),
             "exp_avg_sq": torch.empty_like(p).copy_(tensors[f"square/{name}"]),
         }

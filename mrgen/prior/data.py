@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mrgen.errors import MrgenError
-from mrgen.prior.cache import CachedScan, Stored
+from mrgen.prior.cache import CachedScan, read_slices
 from mrgen.prior.objectives import CleanBatch, MeasuredBatch, to_device
 from mrgen.prior.preparation import prepare_scans
 from mrgen.prior.weights import gsure_weights, line_probability
@@ -47,16 +48,6 @@ class Item:
     def shape(self) -> tuple[int, int]:
         return self.kspace.shape[-2], self.kspace.shape[-1]
 
-    def stored(self, pinned: bool = False) -> Item:
-        """Itself; it is where it is, so `pinned` changes nothing."""
-        del pinned
-        return self
-
-    def load(self, kspace: Tensor, maps: Tensor) -> None:
-        """Copy k-space and maps into arrays (coil, ky, kx)."""
-        kspace.copy_(self.kspace)
-        maps.copy_(self.maps)
-
 
 def item_of(slice_: Slice, sampling: Sampling, acceleration: float | None = None) -> Item:
     """The training item of a prepared slice whose lines were drawn as `sampling` says, with R = `acceleration`.
@@ -83,17 +74,13 @@ class StoredItem:
     def mask(self) -> Tensor:
         return self.scan.mask[self.n]
 
-    @property
+    @cached_property
     def weights(self) -> Tensor:
         return gsure_weights(line_probability(self.mask, self.sampling, self.scan.acceleration[self.n]))
 
     @property
     def sigma0(self) -> float:
         return self.scan.sigma0[self.n]
-
-    def stored(self, pinned: bool = False) -> Stored:
-        """What the cache has of it, to `load` like an item; `pinned` as there."""
-        return self.scan.stored(self.n, pinned)
 
 
 @dataclass(frozen=True)
@@ -225,11 +212,12 @@ class TrainingSet:
         shape = 2, len(items), coils, *self.shapes[indices[0]]
         kspace, maps = torch.empty(shape, dtype=torch.complex64, device=device or home)
 
-        # Readers do nothing else: Python's lock and the GPU's driver are for the thread that trains.
-        stored = (readers.map if readers else map)(lambda item: item.stored(kspace.is_cuda), items)
-        for row, (item, large) in enumerate(zip(items, stored, strict=True)):
-            large.load(kspace[row, : item.coils], maps[row, : item.coils])
-            kspace[row, item.coils :] = maps[row, item.coils :] = 0
+        if isinstance(items[0], StoredItem):
+            read_slices([(i.scan, i.n) for i in items], kspace, maps, readers)  # type: ignore[union-attr]
+        else:
+            for row, item in enumerate(items):
+                kspace[row, : item.coils], maps[row, : item.coils] = item.kspace, item.maps  # type: ignore[union-attr]
+                kspace[row, item.coils :] = maps[row, item.coils :] = 0
         return MeasuredBatch(
             kspace=kspace,
             mask=torch.stack([i.mask for i in items])[:, None, None],

@@ -131,7 +131,7 @@ def train(
     parameters = dict(denoiser.named_parameters())
     exponent = average_exponent(training.ema)
     average = {k: p.detach().clone() for k, p in parameters.items()}
-    optimiser = torch.optim.Adam(parameters.values(), lr=training.learning_rate, betas=(0.9, 0.99))
+    optimiser = torch.optim.Adam(parameters.values(), training.learning_rate, (0.9, 0.99), fused=device != "cpu")
     no_matter = {"accumulate"}  # to the result, beyond rounding
     settings = protocol.model_dump(mode="json", exclude={"training": no_matter})
     identity = {"protocol": settings, "data": data.fingerprint, "steps": steps}

@@ -7,6 +7,7 @@ skips are added, not concatenated. Images are zero-padded to a multiple of patch
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from itertools import pairwise
 
@@ -17,6 +18,23 @@ from torch.nn import functional
 from mrgen.settings import GROUPS
 
 EMBEDDING = 128  # width of the noise-level embedding
+TRITON = importlib.util.find_spec("triton") is not None  # comes with torch for CUDA on Linux
+
+
+def norm_silu(x: Tensor, norm: nn.GroupNorm, modulation: Tensor | None = None) -> Tensor:
+    """silu(norm(x) (1 + scale) + shift), (batch, width, y, x), for `modulation` (batch, 2 width): scale and shift.
+
+    On a GPU by kernels of our own where there is Triton, which gives the same several times as fast.
+    """
+    if x.is_cuda and TRITON:
+        from mrgen.prior import fused  # here, as nothing else needs Triton
+
+        return fused.norm_silu(x, norm, modulation)
+    h = norm(x)
+    if modulation is not None:
+        scale, shift = modulation[:, :, None, None].chunk(2, dim=1)
+        h = h * (1 + scale) + shift
+    return functional.silu(h)
 
 
 class NoiseEmbedding(nn.Module):
@@ -47,9 +65,8 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.weight)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv1(functional.silu(self.norm1(x)))
-        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
-        h = self.conv2(functional.silu(self.norm2(h) * (1 + scale) + shift))
+        h = self.conv1(norm_silu(x, self.norm1))
+        h = self.conv2(norm_silu(h, self.norm2, self.modulation(embedding)))
         out: Tensor = x + h
         return out
 
@@ -89,4 +106,5 @@ class UNet(nn.Module):
                 h = functional.interpolate(self.up[level](h), scale_factor=2.0, mode="nearest") + skips[level]
             for block in self.decoder[level]:  # type: ignore[attr-defined]
                 h = block(h, embedding)
-        return functional.pixel_shuffle(self.leave(h), self.patch)[..., :n_y, :n_x]
+        norm, _, last = self.leave  # the SiLU is part of norm_silu
+        return functional.pixel_shuffle(last(norm_silu(h, norm)), self.patch)[..., :n_y, :n_x]  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from mrgen.errors import MrgenError
-from mrgen.prior.cache import CachedScan, Entry, alone, cache_file, made_from, write_scan
+from mrgen.prior.cache import CachedScan, Entry, alone, cache_file, made_from, read_slices, write_scan
 from mrgen.scans.scan import Slice
 
 COILS, SHAPE, SIDE = 3, (24, 20), 15  # rows from SIDE on are beside the object
@@ -57,9 +57,11 @@ def test_slices_come_back_to_the_bit(tmp_path: Path, points: bool) -> None:
     assert scan.left_out == {"1": "noise only"}
     for n in (2, 0, 1):
         assert same(scan.read(n), prepared(n, points))
-    used = torch.ones(2, COILS, *SHAPE, dtype=torch.complex64)  # of an earlier batch
-    scan.stored(1).load(*used)
-    assert torch.equal(used, torch.stack([prepared(1, points).kspace, prepared(1, points).maps]))
+    used = torch.ones(2, 2, COILS + 1, *SHAPE, dtype=torch.complex64)  # of an earlier batch, with more coils
+    read_slices([(scan, 1), (scan, 0)], *used)
+    for name, arrays in zip(("kspace", "maps"), used, strict=True):
+        assert torch.equal(arrays[:, :COILS], torch.stack([getattr(prepared(n, points), name) for n in (1, 0)]))
+        assert not arrays[:, COILS:].any()
     assert os.listdir(tmp_path) == ["a.h5"]
 
 
