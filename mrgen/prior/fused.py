@@ -68,16 +68,13 @@ def _moments(first, second, pixels, eps, WIDTH: tl.constexpr, GROUPS: tl.constex
 
 
 @triton.jit
-def _modulated(gamma_at, beta_at, modulation_at, channel, inside, WIDTH: tl.constexpr, MODULATED: tl.constexpr):
-    """gamma, beta and 1 + scale, shift."""
+def _modulated(gamma_at, beta_at, modulation_at, channel, inside, WIDTH: tl.constexpr):
+    """gamma, beta, 1 + scale and shift."""
     gamma = tl.load(gamma_at + channel, inside, 0.0).to(tl.float32)
     beta = tl.load(beta_at + channel, inside, 0.0).to(tl.float32)
-    scale, shift = tl.full(channel.shape, 1.0, tl.float32), tl.zeros(channel.shape, tl.float32)
-    if MODULATED:
-        row = modulation_at + tl.program_id(0) * 2 * WIDTH + channel
-        scale += tl.load(row, inside, 0.0).to(tl.float32)
-        shift += tl.load(row + WIDTH, inside, 0.0).to(tl.float32)
-    return gamma, beta, scale, shift
+    row = modulation_at + tl.program_id(0) * 2 * WIDTH + channel
+    scale = 1 + tl.load(row, inside, 0.0).to(tl.float32)
+    return gamma, beta, scale, tl.load(row + WIDTH, inside, 0.0).to(tl.float32)
 
 
 @triton.jit
@@ -97,14 +94,14 @@ def _tile(start, channel, inside, pixels, WIDTH: tl.constexpr, CHUNK: tl.constex
 @triton.jit(do_not_specialize=["pixels"])
 def _sums(x_at, dh_at, sums_at, gamma_at, beta_at, modulation_at, out_at, pixels, eps, WIDTH: tl.constexpr,
           GROUPS: tl.constexpr, SPAN: tl.constexpr, CHUNKS: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr,
-          MODULATED: tl.constexpr, BACKWARD: tl.constexpr):  # fmt: skip
+          BACKWARD: tl.constexpr):  # fmt: skip
     """Of a chunk and each channel the sums of x and x^2, or of du and du x: out (image, chunk, 2, WIDTH)."""
     channel, inside = _columns(WIDTH, GROUPS, SPAN)
     one, two = tl.zeros((GROUPS * SPAN,), tl.float32), tl.zeros((GROUPS * SPAN,), tl.float32)
     if BACKWARD:
         first, second = _total(sums_at, channel, inside, WIDTH, CHUNKS)
         mean, rstd = _moments(first, second, pixels, eps, WIDTH, GROUPS, SPAN)
-        gamma, beta, scale, shift = _modulated(gamma_at, beta_at, modulation_at, channel, inside, WIDTH, MODULATED)
+        gamma, beta, scale, shift = _modulated(gamma_at, beta_at, modulation_at, channel, inside, WIDTH)
         a = gamma * scale * rstd
         b = beta * scale + shift - a * mean
     for start in range(0, CHUNK, ROWS):
@@ -126,12 +123,12 @@ def _sums(x_at, dh_at, sums_at, gamma_at, beta_at, modulation_at, out_at, pixels
 @triton.jit(do_not_specialize=["pixels"])
 def _apply(x_at, dh_at, sums_at, back_at, gamma_at, beta_at, modulation_at, out_at, affine_at, modulated_at, pixels,
            eps, WIDTH: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr, CHUNKS: tl.constexpr,
-           CHUNK: tl.constexpr, ROWS: tl.constexpr, MODULATED: tl.constexpr, BACKWARD: tl.constexpr):  # fmt: skip
+           CHUNK: tl.constexpr, ROWS: tl.constexpr, BACKWARD: tl.constexpr):  # fmt: skip
     """h; or dx, an image's share (image, 2, WIDTH) of the gradients of gamma and beta, and those of its modulation."""
     channel, inside = _columns(WIDTH, GROUPS, SPAN)
     first, second = _total(sums_at, channel, inside, WIDTH, CHUNKS)
     mean, rstd = _moments(first, second, pixels, eps, WIDTH, GROUPS, SPAN)
-    gamma, beta, scale, shift = _modulated(gamma_at, beta_at, modulation_at, channel, inside, WIDTH, MODULATED)
+    gamma, beta, scale, shift = _modulated(gamma_at, beta_at, modulation_at, channel, inside, WIDTH)
     a = gamma * scale * rstd
     b = beta * scale + shift - a * mean
     if BACKWARD:
@@ -142,9 +139,8 @@ def _apply(x_at, dh_at, sums_at, back_at, gamma_at, beta_at, modulation_at, out_
         row, once = tl.program_id(0) * 2 * WIDTH + channel, inside & (tl.program_id(1) == 0)
         tl.store(affine_at + row, scale * dg, once)
         tl.store(affine_at + row + WIDTH, scale * ds, once)
-        if MODULATED:
-            tl.store(modulated_at + row, gamma * dg + beta * ds, once)
-            tl.store(modulated_at + row + WIDTH, ds, once)
+        tl.store(modulated_at + row, gamma * dg + beta * ds, once)
+        tl.store(modulated_at + row + WIDTH, ds, once)
     for start in range(0, CHUNK, ROWS):
         place, wanted = _tile(start, channel, inside, pixels, WIDTH, CHUNK, ROWS)
         x = tl.load(x_at + place, wanted, 0.0).to(tl.float32)
@@ -159,14 +155,14 @@ def _apply(x_at, dh_at, sums_at, back_at, gamma_at, beta_at, modulation_at, out_
 _ready: dict[tuple[object, ...], Any] = {}  # kernels by what they were compiled for; all memory given is aligned
 
 
-def _start(kernel: Any, x: Tensor, modulation: Tensor, groups: int, given: tuple[Any, ...], *kind: bool) -> None:
-    """Run a kernel on all chunks of `x`; `given` are its arguments before the sizes, `kind` those after."""
+def _start(kernel: Any, x: Tensor, modulation: Tensor, groups: int, given: tuple[Any, ...], backward: bool) -> None:
+    """Run a kernel on all chunks of `x`; `given` are its arguments before the sizes."""
     width, pixels = x.shape[1], x.shape[2] * x.shape[3]
     span, chunks = triton.next_power_of_2(width // groups), triton.cdiv(pixels, CHUNK)
     sizes = width, groups, span, triton.next_power_of_2(chunks), CHUNK, TILE // (groups * span)
-    key = kernel, x.device, x.dtype, modulation.dtype, sizes, kind
+    key = kernel, x.device, x.dtype, modulation.dtype, sizes, backward
     with torch.cuda.device_of(x):
-        found = _ready.get(key, kernel)[x.shape[0], chunks, 1](*given, *sizes, *kind)
+        found = _ready.get(key, kernel)[x.shape[0], chunks, 1](*given, *sizes, backward)
     if DIRECT and key not in _ready:
         _ready[key] = found
 
@@ -174,33 +170,29 @@ def _start(kernel: Any, x: Tensor, modulation: Tensor, groups: int, given: tuple
 class _NormSiLU(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, modulation: Tensor | None, groups: int, eps: float
+        ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, modulation: Tensor, groups: int, eps: float
     ) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
-        pixels = x.shape[2] * x.shape[3]
+        x, modulation = x.contiguous(memory_format=torch.channels_last), modulation.contiguous()
+        pixels, out = x.shape[2] * x.shape[3], torch.empty_like(x)
         sums = x.new_empty(x.shape[0], triton.cdiv(pixels, CHUNK), 2, x.shape[1], dtype=torch.float32)
-        given, out = gamma if modulation is None else modulation.contiguous(), torch.empty_like(x)
-        kind = modulation is not None, False
-        _start(_sums, x, given, groups, (x, x, sums, gamma, beta, given, sums, pixels, eps), *kind)
-        _start(_apply, x, given, groups, (x, x, sums, sums, gamma, beta, given, out, sums, given, pixels, eps), *kind)
-        ctx.save_for_backward(x, gamma, beta, given, sums)
-        ctx.modulated, ctx.groups, ctx.eps = modulation is not None, groups, eps
+        affine = gamma, beta, modulation
+        _start(_sums, x, modulation, groups, (x, x, sums, *affine, sums, pixels, eps), False)
+        _start(_apply, x, modulation, groups, (x, x, sums, sums, *affine, out, sums, modulation, pixels, eps), False)
+        ctx.save_for_backward(x, gamma, beta, modulation, sums)
+        ctx.groups, ctx.eps = groups, eps
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dh: Tensor) -> tuple[Tensor | None, ...]:
-        x, gamma, beta, given, sums = ctx.saved_tensors
+        x, gamma, beta, modulation, sums = ctx.saved_tensors
         dh, pixels = dh.to(x.dtype).contiguous(memory_format=torch.channels_last), x.shape[2] * x.shape[3]
-        back, dx = torch.empty_like(sums), torch.empty_like(x)
-        affine = sums.new_empty(x.shape[0], 2, x.shape[1])
-        modulation = torch.empty_like(given) if ctx.modulated else affine
-        kind, eps = (ctx.modulated, True), ctx.eps
-        _start(_sums, x, given, ctx.groups, (x, dh, sums, gamma, beta, given, back, pixels, eps), *kind)
-        ends = dx, affine, modulation, pixels, eps
-        _start(_apply, x, given, ctx.groups, (x, dh, sums, back, gamma, beta, given, *ends), *kind)
-        dgamma, dbeta = affine.sum(0)
-        return dx, dgamma, dbeta, modulation if ctx.modulated else None, None, None
+        back, dx, modulated = (torch.empty_like(t) for t in (sums, x, modulation))
+        shares, affine = sums.new_empty(x.shape[0], 2, x.shape[1]), (gamma, beta, modulation)
+        _start(_sums, x, modulation, ctx.groups, (x, dh, sums, *affine, back, pixels, ctx.eps), True)
+        ends = dx, shares, modulated, pixels, ctx.eps
+        _start(_apply, x, modulation, ctx.groups, (x, dh, sums, back, *affine, *ends), True)
+        return dx, *shares.sum(0), modulated, None, None
 
 
 def norm_silu(x: Tensor, norm: torch.nn.GroupNorm, modulation: Tensor | None = None) -> Tensor:
@@ -208,5 +200,7 @@ def norm_silu(x: Tensor, norm: torch.nn.GroupNorm, modulation: Tensor | None = N
 
     `modulation` (batch, 2 width) holds scale and shift; the number of groups is a power of 2. Gradients of first order.
     """
+    if modulation is None:
+        modulation = x.new_zeros(len(x), 2 * x.shape[1])
     out: Tensor = _NormSiLU.apply(x, norm.weight, norm.bias, modulation, norm.num_groups, norm.eps)
     return out

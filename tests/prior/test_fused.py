@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +15,9 @@ from torch import Tensor, nn
 from mrgen.prior import unet
 from mrgen.prior.unet import norm_silu
 
-# widths with and without as many channels in a group as columns; one chunk of pixels, two, and one that is full
-CASES = [(16, (60, 37)), (48, (9, 11)), (64, (32, 64))]
+CHUNK = 64  # pixels; and, in this order, cases of some chunks, of one that is full, and of groups with empty columns
+CASES = [(16, (10, 15)), (32, (8, 8)), (48, (3, 5))]
+LARGE = [(64, (60, 37)), (96, (40, 46)), (192, (20, 23))]
 
 
 def results(norm: nn.GroupNorm, x: Tensor, modulation: Tensor | None, weight: Tensor) -> list[Tensor]:
@@ -50,7 +53,7 @@ def compare(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_gpu_normalises_as_pytorch_does(dtype: torch.dtype) -> None:
     assert unet.TRITON
-    for width, shape in CASES:
+    for width, shape in LARGE:
         for modulated in (False, True, True):  # the last time as it is started from then on
             compare("cuda", width, shape, modulated, dtype)
 
@@ -59,6 +62,7 @@ def interpreted() -> None:
     """In single precision the kernels run, in double what they are compared with."""
     from mrgen.prior import fused
 
+    fused.CHUNK, fused.TILE = CHUNK, 16 * CHUNK
     plain = norm_silu
     globals()["norm_silu"] = lambda x, *rest: (plain if x.dtype == torch.float64 else fused.norm_silu)(x, *rest)
     for width, shape in CASES:
@@ -71,6 +75,26 @@ def test_the_kernels_compute_what_pytorch_does() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_kernels_compile_for_an_h100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For widths of the bundled prior, of which the second leaves columns empty."""
+    triton = pytest.importorskip("triton", minversion="3.6", reason="Triton, which compiles the kernels, is not there")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from mrgen.prior import fused
+
+    for kernel, width, chunks, backward in product((fused._sums, fused._apply), (64, 96), (16,), (False, True)):
+        span, names = triton.next_power_of_2(width // 16), kernel.arg_names
+        sizes = width, 16, span, chunks, fused.CHUNK, fused.TILE // (16 * span), backward
+        constants = {(len(names) - len(sizes) + i,): value for i, value in enumerate(sizes)}
+        given = {"pixels": "i32", "eps": "fp32", "x_at": "*bf16", "dh_at": "*bf16", "modulation_at": "*bf16"}
+        signature = {n: "constexpr" if (i,) in constants else given.get(n, "*fp32") for i, n in enumerate(names)}
+        aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n.endswith("_at")}
+        compiled = triton.compile(ASTSource(kernel, signature, constants, aligned), GPUTarget("cuda", 90, 32))
+        assert compiled.asm["cubin"], (kernel, width, backward)
 
 
 if __name__ == "__main__":
