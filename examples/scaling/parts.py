@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import shutil
@@ -102,7 +103,8 @@ class Bench:
             name, cache = f"train-{batch}-{count}", f"cache-{count}"
             self._clear(name, *([cache] if batch == self.size.batches[0] else []))
             command = self.training(name, batch, cache, self.steps(batch))
-            record["runs"][str(count)] = training_record(self.machine.start(*command, gpus=range(count)).succeed())
+            done = self.machine.start(*command, gpus=range(count)).succeed()
+            record["runs"][str(count)] = said(name, training_record(done))
         if len(self.counts) > 1:
             one, many = (self.work / f"train-{batch}-{count}" for count in self.counts)
             record["agreement"] = agreement(one, many)
@@ -123,7 +125,8 @@ class Bench:
                 for gpu in gpus
             ]
             with ThreadPoolExecutor(len(started)) as pool:
-                runs[which] = [training_record(done) for done in pool.map(lambda command: command.succeed(), started)]
+                done = list(pool.map(lambda command: command.succeed(), started))
+            runs[which] = [said(which, training_record(each)) for each in done]
         return {"batch": share, "runs": runs}
 
     def kill(self) -> Record:
@@ -184,7 +187,7 @@ class Bench:
             options = ["--R", self.size.acceleration, "--recipe", self.size.recipe, "--slices", "0:1"]
             out = ["--formats", "hdf5", "-o", self.work / f"recon-{count}"]
             done = self.machine.start("recon", *self.files, *options, *out, gpus=range(count)).succeed()
-            record["runs"][str(count)] = reconstruction_record(done)
+            record["runs"][str(count)] = said(f"recon-{count}", reconstruction_record(done))
         if len(self.counts) > 1:
             pairs = [[self.work / f"recon-{n}" / f.stem / f"{f.stem}.h5" for n in self.counts] for f in self.files]
             record["agreement"] = same_arrays(pairs)
@@ -193,6 +196,12 @@ class Bench:
     def _clear(self, *names: str) -> None:
         for name in names:
             shutil.rmtree(self.work / name, ignore_errors=True)
+
+
+def said(name: str, record: Record) -> Record:
+    """The record, which is also printed, so that it is not lost with a part that is broken off."""
+    print(f"{name}: {json.dumps(record)}", flush=True)
+    return record
 
 
 def reports(done: Done) -> list[tuple[float, int]]:
