@@ -107,7 +107,8 @@ def test_every_row_has_as_many_updates(tmp_path: Path) -> None:
 
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A job writes <name>.<part>, with its GPU; `slow` takes its time, once, and `bad` fails."""
+    """A job writes <name>.<part>, with its GPU; `slow` takes its time, once, `bad` fails, `left` and `right` need each
+    other while they run."""
     monkeypatch.chdir(tmp_path)
     text = """
 import os, sys, time
@@ -118,6 +119,14 @@ if name == "bad":
 if name == "slow" and not Path("tried").exists():
     Path("tried").touch()
     time.sleep(60)
+other = {"left": "right", "right": "left"}.get(name)
+if other:
+    Path(f"{name}.begun").touch()
+    until = time.monotonic() + 20
+    while not Path(f"{other}.begun").exists():
+        if time.monotonic() > until:
+            sys.exit("alone")
+        time.sleep(0.1)
 Path(f"{name}.{part}").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
 """
     (tmp_path / "script.py").write_text(text)
@@ -149,6 +158,13 @@ def test_jobs_run_where_they_may_after_what_they_need(script: list[str], tmp_pat
     assert [Path(f"data.{part}").read_text() for part in range(3)] == [""] * 3
     assert [line.split("): ")[1] for line in said if "FAILED" in line] == ["it does not work"]
     assert schedule.on_gpus(lambda: jobs[:1] + jobs[3:], script, 2, tmp_path / "logs", 60, said.append)
+
+
+def test_several_jobs_share_a_gpu(script: list[str], tmp_path: Path) -> None:
+    jobs, said = [job("left", target=True), job("right", target=True)], list[str]()
+    assert schedule.on_gpus(lambda: jobs, script, 1, tmp_path / "logs", 60, said.append, each=2)
+    assert [Path(f"{name}.0").read_text() for name in ("left", "right")] == ["0", "0"]
+    assert all(line.endswith("on GPU 0)") for line in said)
 
 
 def test_the_time_is_kept_and_the_next_run_goes_on(

@@ -55,20 +55,20 @@ def wanted(jobs: list[Job]) -> list[Job]:
 
 @dataclass
 class Running:
-    """A job with its processes, and the GPU it occupies; None for the CPU."""
+    """A job with its processes, and the place on a GPU that it occupies; None for the CPU."""
 
     job: Job
-    gpu: int | None
+    place: int | None
     processes: list[subprocess.Popen[bytes]]
     logs: list[Path]
     begun: float
 
     @classmethod
-    def start(cls, job: Job, gpu: int | None, command: list[str], logs: Path) -> Running:
+    def start(cls, job: Job, place: int | None, gpus: int, command: list[str], logs: Path) -> Running:
         processes, files = [], []
         for part in range(job.processes):
             environment = os.environ | {
-                "CUDA_VISIBLE_DEVICES": "" if gpu is None else str(gpu),
+                "CUDA_VISIBLE_DEVICES": "" if place is None else str(place % gpus),
                 "OMP_NUM_THREADS": "1",
                 "PYTHONUNBUFFERED": "1",
             }
@@ -76,7 +76,7 @@ class Running:
             with files[-1].open("ab") as log:
                 share = ["--job", job.name, "--part", f"{part}/{job.processes}"]
                 processes.append(subprocess.Popen([*command, *share], stdout=log, stderr=log, env=environment))
-        return cls(job, gpu, processes, files, time.monotonic())
+        return cls(job, place, processes, files, time.monotonic())
 
     @property
     def ended(self) -> bool:
@@ -106,8 +106,9 @@ def on_gpus(
     logs: Path,
     seconds: float,
     report: Callable[[str], None],
+    each: int = 1,
 ) -> bool:
-    """Run what `plan` wants, one job on each GPU and one on the CPU, each by `command`; whether all is done.
+    """Run what `plan` wants, `each` jobs on every GPU and one on the CPU, each by `command`; whether all is done.
 
     The plan is asked again whenever a job has ended, so it may depend on results. A job that failed is not tried again,
     nor are those that need it; the others go on.
@@ -117,16 +118,18 @@ def on_gpus(
     failed: set[str] = set()
     running: list[Running] = []
     jobs = plan()
-    places: set[int | None] = {None, *range(gpus)}
+    places: set[int | None] = {None, *range(each * gpus)}
     while True:
         open_jobs = wanted(jobs)
         busy = {r.job.name for r in running} | failed
         names = {job.name for job in open_jobs}
         ready = [job for job in open_jobs if job.name not in busy and not names.intersection(job.needs)]
         for job in ready:
-            free = sorted((p for p in places - {r.gpu for r in running} if (p is not None) == job.gpu), key=str)
+            free = sorted(
+                (p for p in places - {r.place for r in running} if (p is not None) == job.gpu), key=lambda p: p or 0
+            )
             if free:
-                running.append(Running.start(job, free[0], command, logs))
+                running.append(Running.start(job, free[0], gpus, command, logs))
         if not running:
             return not open_jobs
         while not (ended := [r for r in running if r.ended]):
@@ -138,7 +141,7 @@ def on_gpus(
             time.sleep(LOOK_SECONDS)
         for one in ended:
             running.remove(one)
-            where = "CPU" if one.gpu is None else f"GPU {one.gpu}"
+            where = "CPU" if one.place is None else f"GPU {one.place % gpus}"
             taken = f"{time.monotonic() - one.begun:.0f} s on {where}"
             if one.job.done:
                 report(f"{time.monotonic() - begun:6.0f} s  done    {one.job.name} ({taken})")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable
 from functools import partial
@@ -54,10 +55,20 @@ def train_prior(protocol: Protocol, scans: Path, arm: Arm, out: Path, device: st
 
 
 def better_prior(
-    protocol: Protocol, scans: Path, arm: Arm, start: Path | None, rounds: int, diffem: bool, out: Path, device: str
+    protocol: Protocol,
+    scans: Path,
+    arm: Arm,
+    start: Path | None,
+    rounds: int,
+    diffem: bool,
+    quietest: float,
+    out: Path,
+    device: str,
 ) -> None:
-    """EM, or DiffEM, from the prior `start`, or from a Gaussian fitted to the scans."""
+    """EM, or DiffEM, from the prior `start`, or from a Gaussian fitted to the scans, of which the `quietest` share."""
     folder, stored = out.parent / "rounds" / out.stem, training_scans(scans, arm)
+    stored = sorted(stored, key=lambda scan: scan.sigma0[0])[: math.ceil(quietest * len(stored))]
+    stored.sort(key=lambda scan: scan.file)
     if start is None:
         start = folder / "gaussian.safetensors"
         with alone(start, -1):
