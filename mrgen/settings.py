@@ -148,6 +148,9 @@ class Recipe(Settings):
     steps: int = Field(20, ge=2, description="noise levels")
     samples: int = Field(8, ge=2, description="posterior samples per slice")
     sigma_max: float = Field(5.0, gt=0, description="noise level where posterior and pnp start, scaled image units")
+    sigma_max_sets: float | None = Field(
+        None, gt=0, description="sigma_max of posterior with several sets of coil maps"
+    )
     sigma_min: float = Field(0.05, gt=0, description="noise level where pnp ends and red stays, scaled image units")
     cg_iterations: int = Field(30, ge=1, description="per data step of proximal (at most), mmps, gaussian, pnp and red")
     cg_settled: float = Field(0.004, ge=0, description="relative change of an image at which CG of proximal ends")
@@ -156,6 +159,10 @@ class Recipe(Settings):
         0.01, description="lambda of sense, l1-wavelet, tv, pnp and red, or the rule that chooses it for each slice"
     )
     iterations: int = Field(60, ge=1, description="iterations of sense, l1-wavelet and tv; at most, of pnp and red")
+
+    def highest(self, sets: int) -> float:
+        """The noise level where the posterior's sampling starts with so many sets of coil maps."""
+        return self.sigma_max if sets == 1 or self.sigma_max_sets is None else self.sigma_max_sets
 
     @property
     def draws(self) -> bool:

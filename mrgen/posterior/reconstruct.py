@@ -63,7 +63,7 @@ def refuse_conditional(prior: Prior) -> None:
         raise MrgenError("the prior is a round of mrgen em --diffem, which is of use there alone: take the final one")
 
 
-def _refuse_unfit(prior: Prior, recipe: Recipe, level: Literal["sigma_max", "sigma_min"]) -> None:
+def _refuse_unfit(prior: Prior, recipe: Recipe, level: Literal["sigma_max", "sigma_max_sets", "sigma_min"]) -> None:
     """Raises MrgenError for a prior that is none by itself, or that was not trained at that noise level of a recipe."""
     refuse_conditional(prior)
     sigma: float = getattr(recipe, level)
@@ -90,13 +90,14 @@ def posterior_samples(
 ) -> Tensor:
     """`recipe.samples` complex posterior samples (n, y, x) of a slice, in scaled units.
 
-    Sampling starts from CG-SENSE plus noise at recipe.sigma_max, where the low frequencies, stronger than any
-    sigma_max, are measured. `progress(done, total)` counts the images that the network has denoised, `batch` at a time.
+    Sampling starts from CG-SENSE plus noise at recipe.sigma_max, or sigma_max_sets, where the low frequencies, stronger
+    than that, are measured. `progress(done, total)` counts the images that the network has denoised, `batch` at a time.
     Of `generator`, on any device, one number is drawn: sample i depends on that and i, not on how many samples there
-    are. Raises MrgenError on NaN, for a sigma_max beyond the noise that the prior was trained on, and as
+    are. Raises MrgenError on NaN, for a start beyond the noise that the prior was trained on, and as
     `training_sampling` and `Batch` do.
     """
-    _refuse_unfit(prior, recipe, "sigma_max")
+    highest = recipe.highest(slice_.sets)
+    _refuse_unfit(prior, recipe, "sigma_max" if highest == recipe.sigma_max else "sigma_max_sets")
     device = slice_.kspace.device
     batch, draws = batch or Batch.on(device), DrawPerSample(generator)
     evaluations = 2 * recipe.steps - 1 if recipe.sampler == "heun" else recipe.steps
@@ -106,7 +107,7 @@ def posterior_samples(
     if recipe.ensemble:
         unconditional = MaskEnsemble(in_batches, training_sampling(prior.metadata), recipe.ensemble, draws.generator)
     draw = draws.generator if recipe.sampler == "decoupled" else None
-    sigmas = noise_levels(recipe.sigma_max, max(prior.sigma_min, slice_.sigma0 / 4), recipe.steps, recipe.grid)
+    sigmas = noise_levels(highest, max(prior.sigma_min, slice_.sigma0 / 4), recipe.steps, recipe.grid)
     last = float(sigmas[-1])  # there the mean, as every sampler ends with it
     sigma_data = float(prior.metadata["sigma_data"])
     denoise = guide(
@@ -115,7 +116,7 @@ def posterior_samples(
     start = cg_sense(slice_, regularisation=0.01, iterations=START_ITERATIONS)
     start = start.expand(recipe.samples, *start.shape)
     with torch.inference_mode(), draws:
-        x = start + recipe.sigma_max * complex_noise(start, draws.generator)
+        x = start + highest * complex_noise(start, draws.generator)
         samples = SAMPLERS[recipe.sampler](denoise, x, sigmas, draws.generator)
     refuse_nan(samples, "use more steps or CG iterations")
     return samples

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gaussian
@@ -41,6 +42,23 @@ def recipe(**changes: Any) -> Recipe:
 
 def samples(prior_: Prior, recipe_: Recipe, **arguments: Any) -> Tensor:
     return posterior_samples(slice_(), prior_, recipe_, torch.Generator().manual_seed(0), **arguments)
+
+
+def test_with_several_sets_of_maps_sampling_starts_at_a_level_of_its_own() -> None:
+    one, levels = slice_(), list[float]()
+    two = replace(one, maps=torch.stack([one.maps, one.maps.flip(-1)]) / 2**0.5, sets=2)
+
+    def denoise(x_t: Tensor, sigma: Tensor) -> Tensor:
+        levels.append(float(sigma[0]))
+        return x_t
+
+    known = replace(prior([], "supervised", Sampling()), denoiser=denoise)
+    for sets, given, expected in ((one, 0.5, 5.0), (two, 0.5, 0.5), (two, None, 5.0)):
+        levels.clear()
+        posterior_samples(sets, known, recipe(sigma_max_sets=given), torch.Generator().manual_seed(0))
+        assert levels[0] == max(levels) == expected
+    with pytest.raises(MrgenError, match="sigma_max_sets = 30"):
+        posterior_samples(two, known, recipe(sigma_max_sets=30.0), torch.Generator())
 
 
 @pytest.mark.parametrize("ensemble", [0, 1, 4])
