@@ -20,18 +20,25 @@ import pytest
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["pytest", "torch._dynamo", "torch.distributed.run", "mrgen.cli.recon", "mrgen.prior.train"]
+    [
+        "pytest",
+        "torch._dynamo",
+        "torch.distributed.run",
+        "matplotlib.backends.backend_agg",
+        "mrgen.cli.recon",
+        "mrgen.prior.train",
+    ]
 )
 ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 class Child:
-    """`python *arguments`, or several of them by torchrun's agent, with what tests use of subprocess.Popen.
+    """`python *arguments`, or so many `processes` of it by torchrun's agent; with what tests use of subprocess.Popen.
 
     It leads a process group of its own, and `stdout` has its stderr too.
     """
 
-    def __init__(self, arguments: tuple[object, ...], processes: int = 1) -> None:
+    def __init__(self, arguments: tuple[object, ...], processes: int = 0) -> None:
         with pytest.MonkeyPatch.context() as patch:  # the server's when it is started, and the child's
             for name, value in ENVIRONMENT.items():
                 patch.setenv(name, value)
@@ -73,8 +80,9 @@ def _begin(arguments: list[str], environment: dict[str, str], stdout: Connection
     for descriptor in (1, 2):
         os.dup2(stdout.fileno(), descriptor)
     stdout.close()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     os.environ.update(environment)
-    if processes == 1:
+    if not processes:
         _run(arguments)
     else:
         from torch.distributed.launcher import LaunchConfig, elastic_launch

@@ -86,13 +86,13 @@ def no_plots() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def start() -> Iterator[Callable[..., Child]]:
-    """start(*arguments, processes=1) runs Python, or several by torchrun's agent, in a process group of its own.
+    """start(*arguments, processes=0) runs Python, or several by torchrun's agent, in a process group of its own.
 
     What still runs after the module's tests is killed, workers and all.
     """
     started = []
 
-    def call(*arguments: object, processes: int = 1) -> Child:
+    def call(*arguments: object, processes: int = 0) -> Child:
         started.append(Child(arguments, processes))
         return started[-1]
 
