@@ -27,9 +27,8 @@ def test_the_prior_is_small_and_says_where_it_comes_from() -> None:
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("recon")
-    done = CliRunner().invoke(
-        app, ["recon", str(SCAN), "--R", "8", "--samples", "2", "--device", "cpu", "-o", str(out)]
-    )
+    options = ["--R", "8", "--samples", "2", "--no-check", "--device", "cpu"]
+    done = CliRunner().invoke(app, ["recon", str(SCAN), *options, "-o", str(out)])
     assert done.exit_code == 0, done.output
     return out
 
