@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from children import ENVIRONMENT, Child
+from children import Child
 from processes import KINDS, case
 from tinyset import scan_file
 
@@ -88,8 +86,7 @@ def test_killed_processes_go_on_from_their_checkpoint(
 
 
 @pytest.mark.slow
-def test_the_command_prepares_and_trains_with_two_processes(tmp_path: Path) -> None:
-    """By torchrun itself."""
+def test_the_command_prepares_and_trains_with_two_processes(start: Start, tmp_path: Path) -> None:
     (tmp_path / "scans").mkdir()
     for seed in range(3):
         scan_file(tmp_path / "scans" / f"{seed}.h5", seed)
@@ -97,12 +94,10 @@ def test_the_command_prepares_and_trains_with_two_processes(tmp_path: Path) -> N
         'description = "own"\nanatomy = "any"\n[sampling]\nacceleration = [2.0]\ncenter_fraction = 0.3\n'
         '[network]\nwidths = [16, 16]\nblocks = 1\n[training]\nbasis = "fourier"\nsteps = 3\nbatch = 2\n'
     )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*torchrun, "-m", "mrgen.cli", "train-prior", tmp_path / "scans", "--protocol", tmp_path / "own.toml",
-               "-o", tmp_path / "prior.safetensors", "--device", "cpu"]  # fmt: skip
-    done = subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=120)
-    text = done.stdout + done.stderr
-    assert done.returncode == 0, text
+    process = start("-m", "mrgen.cli", "train-prior", tmp_path / "scans", "--protocol", tmp_path / "own.toml",
+                    "-o", tmp_path / "prior.safetensors", "--device", "cpu", processes=2)  # fmt: skip
+    text = process.communicate(timeout=120)
+    assert process.returncode == 0, text
     assert text.count("prepared 3 scans: 6 slices") == 1
     assert text.count("wrote") == 1
     assert len(list((tmp_path / "cache").glob("*.h5"))) == 3
