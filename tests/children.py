@@ -21,7 +21,7 @@ import pytest
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
-        "pytest",
+        "pytest",  # the main script of who asks, which every child imports again
         "torch._dynamo",
         "torch.distributed.run",
         "matplotlib.backends.backend_agg",
@@ -80,7 +80,7 @@ def _begin(arguments: list[str], environment: dict[str, str], stdout: Connection
     for descriptor in (1, 2):
         os.dup2(stdout.fileno(), descriptor)
     stdout.close()
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    sys.stdout.reconfigure(line_buffering=True)  # who starts a child reads along
     os.environ.update(environment)
     if not processes:
         _run(arguments)
