@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from children import Child
 from synthetic import make_header, make_kspace
 from torch import Tensor
 
@@ -84,32 +85,22 @@ def no_plots() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """start(*arguments, processes=1) runs Python, or torchrun with several processes, in a process group of its own.
+def start() -> Iterator[Callable[..., Child]]:
+    """start(*arguments, processes=0) runs Python, or several by torchrun's agent, in a process group of its own.
 
-    Its stdout has its stderr too. What still runs after the module's tests is killed, workers and all.
+    What still runs after the module's tests is killed, workers and all.
     """
     started = []
 
-    def call(*arguments: object, processes: int = 1) -> subprocess.Popen[str]:
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        process = subprocess.Popen(
-            [sys.executable, *(torchrun if processes > 1 else ()), *map(str, arguments)],
-            env=os.environ
-            | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        return process
+    def call(*arguments: object, processes: int = 0) -> Child:
+        started.append(Child(arguments, processes))
+        return started[-1]
 
     yield call
-    for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    for child in started:
+        if child.returncode is None:
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
 
 
 @pytest.fixture

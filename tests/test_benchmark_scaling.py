@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from children import Child
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -28,9 +30,22 @@ def work(benchmark: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def run(benchmark: ModuleType, folder: Path, *parts: str) -> dict[str, Any]:
+def fork(machine: Any, arguments: list[str], gpus: range) -> Any:
+    """The command by torchrun's agent; it and its processes are forks."""
+    from scaling.commands import Command
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REPORT_SECONDS", str(machine.report_seconds))
+        child = Child((*(text for text in arguments if text != "--"), "--device", machine.device), len(gpus))
+    return Command(child, time.perf_counter())  # type: ignore[arg-type]
+
+
+def run(benchmark: ModuleType, folder: Path, *parts: str, by_torchrun: bool = False) -> dict[str, Any]:
     arguments = ["--tiny", "--work", str(folder / "work"), "-o", str(folder / "found.json"), "--parts", *parts]
-    benchmark.main(arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        if not by_torchrun:
+            patch.setattr("scaling.commands.Machine._start", fork)
+        benchmark.main(arguments)
     found: dict[str, Any] = json.loads((folder / "found.json").read_text())
     return found
 
@@ -55,24 +70,29 @@ def test_one_process_and_two_prepare_and_train_alike(work: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_rest_of_the_rehearsal(benchmark: ModuleType, work: Path) -> None:
-    record = run(benchmark, work, "kill", "recon", "floor", "waits", "loading", "stages")
-    kill, recon = record["kill"], record["recon"]
+def test_a_process_is_killed_and_torchrun_ends_the_others(benchmark: ModuleType, work: Path) -> None:
+    kill = run(benchmark, work, "kill", by_torchrun=True)["kill"]
     assert kill["exit_code"] != 0
     assert kill["root_cause"] == ["Signal 9 (SIGKILL)"]
     assert kill["the_others_say"] == ["mrgen: error: process 0 of 2 lost the others: one of them ended, and says why"]
     assert 0 < kill["resumed_at"][0] < 12
     assert kill["agreement"]["largest_relative_difference"] == 0
     assert kill["agreement"]["weights_largest_difference"] == 0
+    text = (work / "found.md").read_text()
+    assert f"resumed at update {kill['resumed_at'][0]}; against the run that was not killed: " in text
+
+
+@pytest.mark.slow
+def test_the_rest_of_the_rehearsal(benchmark: ModuleType, work: Path) -> None:
+    record = run(benchmark, work, "recon", "floor", "waits", "loading", "stages")
+    recon = record["recon"]
     assert [run["scans"] for run in recon["runs"].values()] == [4, 4]
     assert recon["agreement"] == {"scans": 4, "same_to_the_bit": 4, "largest_relative_difference": 0}
     parts = list(record["figures"]["milliseconds_per_update"].values())
     assert sum(parts[:-1]) == pytest.approx(parts[-1])
     assert [len(ranks) for ranks in record["waits"]["runs"].values()] == [1, 2]
     assert all(seconds >= 0 for seconds in record["stages"]["seconds_per_slice"].values())
-    text = (work / "found.md").read_text()
-    assert "4 of 4 results are the same to the bit" in text
-    assert f"resumed at update {kill['resumed_at'][0]}; against the run that was not killed: " in text
+    assert "4 of 4 results are the same to the bit" in (work / "found.md").read_text()
 
 
 def test_a_part_that_would_begin_too_late_is_left_out(

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from mrgen.cli import app
 from mrgen.prior.files import bundled_prior, load_prior
 from mrgen.review.metrics import psnr_fit
+from mrgen.settings import Recipe, settings_folder
 
 SCAN = Path(__file__).parents[1] / "examples/data/brain.h5"
 
@@ -26,10 +27,12 @@ def test_the_prior_is_small_and_says_where_it_comes_from() -> None:
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """By the recipe that is the default, in 12 steps of its 20: 0.3 dB less than by all."""
     out = tmp_path_factory.mktemp("recon")
-    done = CliRunner().invoke(
-        app, ["recon", str(SCAN), "--R", "8", "--samples", "2", "--device", "cpu", "-o", str(out)]
-    )
+    quick = out / "quick.toml"
+    quick.write_text((settings_folder(Recipe) / "posterior.toml").read_text() + "steps = 12\n")
+    options = ["--R", "8", "--samples", "2", "--no-check", "--recipe", str(quick), "--device", "cpu"]
+    done = CliRunner().invoke(app, ["recon", str(SCAN), *options, "-o", str(out)])
     assert done.exit_code == 0, done.output
     return out
 

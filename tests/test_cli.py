@@ -21,6 +21,7 @@ from mrgen.cli import common, train_prior
 from mrgen.cli import recon as recon_command
 from mrgen.errors import MrgenError
 from mrgen.posterior.reconstruct import reconstruct
+from mrgen.prior import rehearsal
 from mrgen.review import output, run
 from mrgen.scans.prepare import undersampling_mask
 from mrgen.settings import Recipe, Sampling, settings_folder
@@ -347,7 +348,8 @@ def test_train_prior_hands_its_options_on(mrgen, tmp_path, monkeypatch):
     assert seen == {"cache": tmp_path / "p/cache", "out": out, "device": "cpu", "resume": False, "steps": 3}
 
 
-def test_a_dry_run_measures_and_writes_nothing(mrgen, tmp_path, phantom, write_scan):
+def test_a_dry_run_measures_and_writes_nothing(mrgen, tmp_path, phantom, write_scan, monkeypatch):
+    monkeypatch.setattr(rehearsal, "ENOUGH", 0.3)
     for name, size in (("a.h5", 32), ("b.h5", 48), ("c.h5", 40)):
         write_scan(name, kspace=1e-3 * phantom(slices=1, coils=4, shape=(size, size), noise=0.01))
     (tmp_path / "own.toml").write_text(

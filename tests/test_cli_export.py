@@ -20,10 +20,13 @@ import torch
 from PIL import Image
 
 from mrgen.cli import recon as recon_command
+from mrgen.review import output
 from mrgen.review.calibration import Level, write_calibration
+from mrgen.review.figure import save_figure
 from mrgen.settings import Recipe, load
 
 Call = Callable[..., tuple[int, str, str]]
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 @pytest.fixture
@@ -195,7 +198,8 @@ def readable(name: str, content: bytes, path: Path) -> bytes:
     return content + b"".join(repr(Image.open(io.BytesIO(picture)).info).encode() for picture in pictures)
 
 
-def test_nothing_of_the_header_that_identifies_is_in_any_output(mrgen, named_scan, calibration, tmp_path):
+def test_nothing_of_the_header_that_identifies_is_in_any_output(mrgen, named_scan, calibration, tmp_path, monkeypatch):
+    monkeypatch.setattr(output, "save_figure", save_figure)
     scan, secrets = named_scan
     assert {"Doeringer^Janeth", "Doeringer", "8844221", "20010405", "penicillin"} <= secrets
     extra = ["--flag", 0.01, "--overlay", "--dicom-samples", "--calibration", calibration]

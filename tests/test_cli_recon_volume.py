@@ -289,8 +289,8 @@ def test_processes_share_the_scans(start, scan, posterior, mrgen, tmp_path):
     files = [scan(f"{name}.h5", slices=1) for name in "abcde"]
     files[1].write_bytes(b"garbage")
     out = tmp_path / "out"
-    process = start("-m", "--", "mrgen.cli", "recon", *files, *posterior, "-o", out, processes=2)
-    text, _ = process.communicate(timeout=120)
+    process = start("-m", "mrgen.cli", "recon", *files, *posterior, "-o", out, processes=2)
+    text = process.communicate(timeout=120)
     assert process.returncode == 1, text
     scans = re.findall(r"\[(\d)\] scan    (\w)\.h5", text)
     assert sorted(scans) == [("0", "a"), ("0", "c"), ("0", "e"), ("1", "d")]

@@ -43,9 +43,12 @@ def prior(tmp_path) -> Path:
     return path
 
 
-def test_writes_json_and_a_table(script, write_scan, phantom, prior, tmp_path, capsys):
+def test_writes_json_and_a_table(script, write_scan, phantom, prior, tmp_path, capsys, monkeypatch):
     scan, output = write_scan(kspace=phantom(shape=(64, 64))), tmp_path / "results/out.json"
+    (tmp_path / "quick.toml").write_text('description = "quick"\nsteps = 2\ncg_iterations = 3\n')
     given = [scan, "--R", 2, 4, "--seed", 0, 1, "--prior", prior, "--samples", 2, "-o", output]
+    monkeypatch.chdir(tmp_path)
+    given += ["--recipe", "quick.toml"]
     script.main([str(g) for g in given])
     record = json.loads(output.read_text())
     assert record["scan"] == "scan.h5"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import runpy
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import pytest
 import torch
+from children import Child
 
 from mrgen.physics.fourier import fft2c
 from mrgen.prior.files import load_prior
@@ -19,21 +18,12 @@ from mrgen.settings import Protocol, load
 ROOT = Path(__file__).parent.parent
 
 
-def test_tiny_training_makes_a_prior_and_resumes(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "examples" / "tiny_training.py"), "-o", str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-
+def test_tiny_training_makes_a_prior_and_resumes(tmp_path: Path, start: Callable[..., Child]) -> None:
     def run() -> str:
-        done = subprocess.run(
-            [*command, "--scans", "2", "--steps", "3"],
-            env=environment,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        process = start(ROOT / "examples/tiny_training.py", "-o", tmp_path, "--scans", 2, "--steps", 3)
+        text = process.communicate(timeout=120)
+        assert process.returncode == 0, text
+        return text
 
     text = run()
     assert "estimated risk per pixel" in text

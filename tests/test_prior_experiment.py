@@ -34,6 +34,7 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images.npz"
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_all_of_it_breaks_off_and_goes_on(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -85,6 +85,7 @@ def save_figure(
     grid = figure.add_gridspec(rows + 1, columns, height_ratios=[*[1.0] * rows, 0.06])
     for i in range(rows * columns):
         axes = figure.add_subplot(grid[i // columns, i % columns])
+        axes.set(xticks=[], yticks=[])  # which would be laid out, off or not
         axes.set_axis_off()
         if i < len(panels):
             image, text, style = panels[i]

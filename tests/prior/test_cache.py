@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
 import pytest
 import torch
+from children import Child
 from torch.utils.data import DataLoader
 
 from mrgen.errors import MrgenError
@@ -138,8 +138,8 @@ os._exit(0)  # libhdf5 may crash when it closes what it could not write
 """
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
-    said, _ = start("-c", FULL_DISK, tmp_path).communicate(timeout=60)
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, start: Callable[..., Child]) -> None:
+    said = start("-c", FULL_DISK, tmp_path).communicate(timeout=60)
     last = said.splitlines()[-1]  # libhdf5 may have complained before
     assert "cannot write to the cache" in last
     assert ": make room there" in last
@@ -191,9 +191,7 @@ with FileLock(sys.argv[1]):
 """
 
 
-def test_a_lock_holds_between_processes_and_dies_with_its_own(
-    tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
-) -> None:
+def test_a_lock_holds_between_processes_and_dies_with_its_own(tmp_path: Path, start: Callable[..., Child]) -> None:
     file = tmp_path / "new" / "a.h5"
     with alone(file, 0) as nobody_else:
         assert nobody_else

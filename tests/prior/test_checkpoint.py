@@ -6,7 +6,6 @@ import os
 import random
 import re
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from children import Child
 from processes import case
 
 from mrgen.errors import MrgenError
@@ -23,7 +23,7 @@ from mrgen.prior.files import read_safetensors, write_safetensors
 from mrgen.prior.train import train
 
 HERE = Path(__file__).parent
-Start = Callable[..., subprocess.Popen[str]]
+Start = Callable[..., Child]
 
 
 def quiet(text: str) -> None:
@@ -47,8 +47,7 @@ def assert_same(one: Path, two: Path) -> None:
     assert one.with_suffix(".csv").read_bytes() == two.with_suffix(".csv").read_bytes()
 
 
-def after_a_step(process: subprocess.Popen[str]) -> None:
-    assert process.stdout is not None
+def after_a_step(process: Child) -> None:
     assert any("step" in line and "risk" in line for line in process.stdout)
 
 
@@ -58,10 +57,10 @@ def test_sigkill_at_random_moments(start: Start, whole: Path, tmp_path: Path) ->
         process = start(HERE / "processes.py", "long", parts)
         after_a_step(process)
         time.sleep(seed.uniform(0, 0.1))
-        process.kill()
+        os.kill(process.pid, signal.SIGKILL)
         assert process.wait(60) == -signal.SIGKILL
     process = start(HERE / "processes.py", "long", parts)
-    text, _ = process.communicate(timeout=60)
+    text = process.communicate(timeout=60)
     assert process.returncode == 0, text
     assert_same(whole, parts / "prior.safetensors")
 
@@ -73,8 +72,8 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(
     parts = tmp_path / "parts"
     process = start(HERE / "processes.py", "long", parts)
     after_a_step(process)
-    process.send_signal(number)
-    text, _ = process.communicate(timeout=60)
+    os.kill(process.pid, number)
+    text = process.communicate(timeout=60)
     message = rf"{signal.Signals(number).name} stopped the training at step \d+ of 15; prior.checkpoint.safetensors is"
     assert process.returncode != 0
     assert "the same command goes on from there" in text

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import Any
 import h5py
 import pytest
 import torch
+from children import Child
 from torch import Tensor
 
 import mrgen.prior.preparation as preparation
@@ -256,9 +256,9 @@ print(data.fingerprint, flush=True)
 """
 
 
-def test_a_killed_preparation_goes_on(into, start: Callable[..., subprocess.Popen[str]], folder: Path) -> None:
+def test_a_killed_preparation_goes_on(into, start: Callable[..., Child], folder: Path) -> None:
     other = start("-c", SLOW, folder, folder / "cache", PROTOCOL.model_dump_json(), 3)
-    assert [other.stdout.readline() for _ in range(2)] == ["ready\n", "hanging\n"]  # type: ignore[union-attr]
+    assert [other.stdout.readline() for _ in range(2)] == ["ready\n", "hanging\n"]
     left = {f.suffix for f in (folder / "cache").iterdir()}
     assert left == {".h5", ".partial", ".lock"}
     os.kill(other.pid, signal.SIGKILL)
@@ -270,7 +270,7 @@ def test_a_killed_preparation_goes_on(into, start: Callable[..., subprocess.Pope
 
 
 def test_processes_share_the_work_and_see_the_same_set(
-    into, start: Callable[..., subprocess.Popen[str]], folder: Path, monkeypatch: pytest.MonkeyPatch
+    into, start: Callable[..., Child], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(3):
         os.link(folder / "scan1.h5", folder / f"scan{number + 2}.h5")
@@ -282,9 +282,9 @@ def test_processes_share_the_work_and_see_the_same_set(
 
     monkeypatch.setattr(preparation, "prepare", slow)
     other = start("-c", SLOW, folder, folder / "cache", PROTOCOL.model_dump_json(), -1)
-    assert other.stdout.readline() == "ready\n"  # type: ignore[union-attr]
+    assert other.stdout.readline() == "ready\n"
     data, here = into()
-    said = other.communicate(timeout=60)[0].splitlines()
+    said = other.communicate(timeout=60).splitlines()
     assert other.returncode == 0
     assert here + new(said) == whole == 16  # nothing twice
     assert min(here, new(said)) >= 2

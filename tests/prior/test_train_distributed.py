@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from children import Child
 from processes import KINDS, case
 from tinyset import scan_file
 
@@ -19,7 +19,7 @@ from mrgen.prior.train import train
 
 HERE = Path(__file__).parent
 ROUNDING = {"weight": 2e-6, "average": 2e-6, "mean": 1e-7, "square": 1e-9, "log": 1e-7}
-Start = Callable[..., subprocess.Popen[str]]
+Start = Callable[..., Child]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def shared(start: Start, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     """Folder, output and exit code of two processes that train one after another all that `processes.py` has."""
     folder = tmp_path_factory.mktemp("shared")
     process = start(HERE / "processes.py", "all", folder, processes=2)
-    text, _ = process.communicate(timeout=240)
+    text = process.communicate(timeout=240)
     return folder, text, process.returncode
 
 
@@ -77,7 +77,7 @@ def test_killed_processes_go_on_from_their_checkpoint(
     assert 0 < read_safetensors(checkpoint)[1]["step"] < 15
     assert not (parts / "prior.safetensors").exists()
     resumed = start(HERE / "processes.py", "long", parts, processes=2)
-    text, _ = resumed.communicate(timeout=120)
+    text = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, text
     assert "rank 0: resuming prior.safetensors at step" in text
     one, two = (read_safetensors(folder / "prior.checkpoint.safetensors")[0] for folder in (whole, parts))
@@ -96,7 +96,7 @@ def test_the_command_prepares_and_trains_with_two_processes(start: Start, tmp_pa
     )
     process = start("-m", "mrgen.cli", "train-prior", tmp_path / "scans", "--protocol", tmp_path / "own.toml",
                     "-o", tmp_path / "prior.safetensors", "--device", "cpu", processes=2)  # fmt: skip
-    text, _ = process.communicate(timeout=120)
+    text = process.communicate(timeout=120)
     assert process.returncode == 0, text
     assert text.count("prepared 3 scans: 6 slices") == 1
     assert text.count("wrote") == 1
@@ -126,5 +126,5 @@ del circle
 def test_the_threads_of_gloo_end_before_python(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}.items():
         monkeypatch.setenv(name, value)
-    text, _ = start("-c", LEAVES).communicate(timeout=60)
+    text = start("-c", LEAVES).communicate(timeout=60)
     assert ["gloo" in line for line in text.splitlines() if line.startswith("[")] == [False, True, False], text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import socketserver
 import subprocess
 import threading
 import time
@@ -28,6 +29,12 @@ pytest.importorskip("dicomweb_client", reason="dicomweb-client speaks to a PACS"
 
 CLASSES = {"MR Image Storage", "Parametric Map Storage", "Segmentation Storage", "Secondary Capture Image Storage"}
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+
+
+@pytest.fixture(autouse=True)
+def servers_end_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They look every so many seconds, else every 0.5, whether they are to end."""
+    monkeypatch.setattr(socketserver.BaseServer.serve_forever, "__defaults__", (0.02,))
 
 
 def free_port() -> int:

@@ -208,13 +208,13 @@ def test_padding_is_not_believed_where_an_undersampled_scan_has_data(write_scan,
     assert scan.mask.sum() == 48 - 6 - 6
 
 
-def test_a_thousand_scans_leave_no_file_open(write_scan, phantom):
+def test_many_scans_leave_no_file_open(write_scan, phantom):
     folder = Path("/proc/self/fd")
     if not folder.is_dir():
         pytest.skip("no /proc/self/fd on this system")
     path, bad = write_scan(kspace=phantom(shape=(16, 16))), write_scan("bad.h5", kspace=np.zeros((2, 2), complex))
     before = len(os.listdir(folder)), h5py.h5f.get_obj_count()
-    scans = [open_fastmri(path) for _ in range(1000)]
+    scans = [open_fastmri(path) for _ in range(200)]
     for scan in scans[::10]:
         scan.read_slice(0)
         with pytest.raises(MrgenError):
