@@ -33,7 +33,7 @@ def norm_silu(x: Tensor, norm: nn.GroupNorm, modulation: Tensor | None = None) -
     h = norm(x)
     if modulation is not None:
         scale, shift = modulation[:, :, None, None].chunk(2, dim=1)
-        h = h * (1 + scale) + shift
+        h = torch.addcmul(shift, h, 1 + scale)  # one pass over memory
     return functional.silu(h)
 
 
