@@ -128,3 +128,18 @@ def test_the_threads_of_gloo_end_before_python(start: Start, monkeypatch: pytest
         monkeypatch.setenv(name, value)
     text = start("-c", LEAVES).communicate(timeout=60)
     assert ["gloo" in line for line in text.splitlines() if line.startswith("[")] == [False, True, False], text
+
+
+TOGETHER = """
+import torch
+from mrgen.prior.distributed import join
+p = join("cpu")
+total = p.sum(torch.tensor([1.0 + p.rank])).item()
+print("rank", p.rank, p.any(p.rank == 1, False, p.rank == 0), total, p.agree(1), p.agree(p.rank), flush=True)
+"""
+
+
+def test_processes_hear_of_what_is_so_in_one_of_them(start: Start) -> None:
+    text = start("-c", TOGETHER, processes=2).communicate(timeout=60)
+    found = sorted(line[line.index("rank") :] for line in text.splitlines() if "rank" in line)
+    assert found == [f"rank {rank} [True, False, True] 3.0 True False" for rank in range(2)], text
