@@ -52,7 +52,7 @@ class Size:
     sampling_processes: int = 4  # on a GPU, in up to 14 GB each
 
 
-# All rows, arms and seeds in half an hour on two GPUs: a quarter of the updates and scans, half of the network's depth.
+# For all rows, arms and seeds within a few hours of one GPU: a quarter of the updates and scans, half the depth.
 SHORT = Size(
     scans=300,
     tests=24,
