@@ -44,7 +44,8 @@ def verdict_column(text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("gains", "expected"),
     [
-        ({(SEEN, 8): 3.5, (OTHER, 8): 2.0, (SEEN, 4): -1.0, (OTHER, 4): 0.0}, ["met", "met", "met"]),
+        ({(SEEN, 8): 3.5, (OTHER, 8): 2.0, (SEEN, 4): 0.0, (OTHER, 4): 0.0}, ["met", "met", "met"]),
+        ({(SEEN, 8): 3.5, (OTHER, 8): 2.0, (SEEN, 4): -1.0, (OTHER, 4): 0.0}, ["met", "met", "missed"]),
         ({(SEEN, 8): 3.5, (OTHER, 8): 0.4, (SEEN, 4): 1.0, (OTHER, 4): 1.0}, ["missed", "missed", "met"]),
         ({(SEEN, 8): 1.0, (OTHER, 8): 3.5, (SEEN, 4): 1.0, (OTHER, 4): -0.1}, ["met", "met", "missed"]),
         ({(SEEN, 8): 3.5, (OTHER, 8): 2.5, (SEEN, 4): 1.0}, ["met", "met", "open"]),
@@ -54,7 +55,7 @@ def verdict_column(text: str) -> list[str]:
     ],
 )
 def test_verdicts(pages: ModuleType, gains: dict[tuple[str, float], float], expected: list[str]) -> None:
-    """Those of both averages and of never below, which leave out the scan that settings were chosen on."""
+    """Those of both averages, the second without the scan that settings were chosen on, and of never below."""
     text = pages.verdicts(cells_of(gains), [SEEN, OTHER], ALL_R, ["l1-wavelet", "posterior"])
     assert verdict_column(text) == expected
 
