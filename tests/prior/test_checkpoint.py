@@ -118,7 +118,9 @@ def test_a_checkpoint_without_its_log_is_refused(whole: Path, tmp_path: Path) ->
         train(*case("gsure-fourier"), tmp_path / "prior.safetensors", steps=15, report=quiet)
 
 
-def test_signals_are_heard_only_within() -> None:
+def test_signals_are_heard_only_within(request: pytest.FixtureRequest) -> None:
+    given = signal.signal(signal.SIGINT, signal.default_int_handler)  # a command in the background is given none
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, given))
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with stop_signals() as heard:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
