@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,8 @@ class Head:
     person: int
 
 
-def heads(images: Path, volume: Path | None, test: bool) -> list[Head]:
+@cache
+def heads(images: Path, volume: Path | None, test: bool) -> tuple[Head, ...]:
     """Axial slices of the people to train on, one of them the adult of `volume`, or of those to test on.
 
     The first and last of the ten slices of a template subject, at the slab's edges, are no anatomy.
@@ -82,7 +84,7 @@ def heads(images: Path, volume: Path | None, test: bool) -> list[Head]:
         found = [Head(pixels, TEMPLATE[0], person) for pixels, person in people]
     if volume is not None and not test:
         found += [Head(pixels, VOLUME[0], ADULT) for pixels, _ in volume_heads(volume)[0][::6]]
-    return found
+    return tuple(found)
 
 
 def _raw(
@@ -96,7 +98,9 @@ def _raw(
     return noisy, clean
 
 
-def simulate_training(scans: Scans, folder: Path, number: int, heads: list[Head], matrix: tuple[int, int]) -> None:
+def simulate_training(
+    scans: Scans, folder: Path, number: int, heads: tuple[Head, ...], matrix: tuple[int, int]
+) -> None:
     """Write scan `number` of a training set."""
     generator = torch.Generator().manual_seed(7_000_000 + number)
     noisy, clean = _raw(heads[number % len(heads)], number, scans.noise, matrix, generator)

@@ -162,7 +162,7 @@ class Experiment:
     def tests(self) -> int:
         return min(len(self.heads(test=True)), self.size.tests or 10**9)
 
-    def heads(self, test: bool) -> list[Head]:
+    def heads(self, test: bool) -> tuple[Head, ...]:
         return data.heads(self.images, self.volume, test)
 
     def protocol(self, row: Row, arm: Arm, seed: int) -> Protocol:
