@@ -52,7 +52,7 @@ class Size:
     sampling_processes: int = 4  # on a GPU, in up to 14 GB each
 
 
-# For all rows, arms and seeds within a few hours of one GPU: a quarter of the updates and scans, half the depth.
+# The same with a quarter of the updates and scans and a smaller network, so that all rows, arms and seeds can be run.
 SHORT = Size(
     scans=300,
     tests=24,

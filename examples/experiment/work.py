@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterable
 from functools import partial
@@ -67,8 +66,8 @@ def better_prior(
 ) -> None:
     """EM, or DiffEM, from the prior `start`, or from a Gaussian fitted to the scans, of which the `quietest` share."""
     folder, stored = out.parent / "rounds" / out.stem, training_scans(scans, arm)
-    stored = sorted(stored, key=lambda scan: scan.sigma0[0])[: math.ceil(quietest * len(stored))]
-    stored.sort(key=lambda scan: scan.file)
+    loudest = np.quantile([scan.sigma0[0] for scan in stored], quietest)
+    stored = [scan for scan in stored if scan.sigma0[0] <= loudest]
     if start is None:
         start = folder / "gaussian.safetensors"
         with alone(start, -1):

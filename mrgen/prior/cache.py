@@ -215,8 +215,12 @@ def read_slices(
     """Fill k-space and maps (slice, coil, y, x) with the nth slices of scans, and with 0 the coils that these lack.
 
     Threads of `readers` read, and do nothing else: Python's lock and the GPU's driver are for the thread that trains. A
-    GPU gets all slices at once, without being waited for. Raises MrgenError.
+    GPU gets the large arrays of all slices at once, without being waited for. Raises MrgenError.
     """
+    coils = torch.tensor([scan.shape[0] for scan, _ in slices], device=kspace.device)
+    there = (torch.arange(kspace.shape[1], device=kspace.device) < coils[:, None])[:, :, None, None]
+    masks = torch.stack([scan.mask[n] for scan, n in slices]).bool().to(kspace.device)
+    sampled = masks.reshape(len(slices), 1, -1, masks.shape[-1])  # lines or points
     arrays, jobs = {}, []
     for part in LARGE:
         places = [scan.places[part][n] for scan, n in slices]
@@ -227,10 +231,6 @@ def read_slices(
     for _ in (readers.map if readers else map)(lambda job: job[0].read(*job[1:]), jobs):
         pass
     given = {part: array.to(kspace.device, non_blocking=True) for part, array in arrays.items()}
-    coils = torch.tensor([scan.shape[0] for scan, _ in slices], device=kspace.device)
-    there = (torch.arange(kspace.shape[1], device=kspace.device) < coils[:, None])[:, :, None, None]
-    masks = torch.stack([scan.mask[n] for scan, n in slices]).bool().to(kspace.device)
-    sampled = masks.reshape(len(slices), 1, -1, masks.shape[-1])  # lines or points
     support = given["support"].reshape(len(slices), 1, *maps.shape[-2:])
     kspace.zero_().masked_scatter_(sampled & there, given["samples"])
     maps.zero_().masked_scatter_(support & there, given["maps"])

@@ -338,7 +338,7 @@ def test_processes_that_share_a_folder_share_the_work(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    held = len({file.stem for file in (tmp_path / "b/work/round-02/samples").glob("*.safetensors")})
+    held = len({file.stem for file in (run.folder(2) / "samples").glob("*.safetensors")})
     assert len(done) == 12 + held
     assert len(set(done)) == 12  # noise of their own, but for those held out the same in each round
     assert len(learned) == 1
