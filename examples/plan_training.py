@@ -2,10 +2,11 @@
 
     python examples/plan_training.py scaling.json --slices 70000 --gpus 8 --nodes 1 2 4
 
-Measured on N GPUs of one machine: slices prepared per second, bytes a slice in raw files and in the cache, the time
-t_b of an update with a share of b slices a GPU while all GPUs of the machine train without a word between them, and
-what the exchange of gradients adds to it, x. Extrapolated to G GPUs: every GPU keeps its share b, so that the batch is
-b G; a ring all-reduce takes 2 (G - 1) / G times the gradients through every GPU's link, so that an update takes
+Measured on N GPUs of one machine: slices prepared per second, bytes a slice in raw files, in the cache, and of these
+read for a batch, the time t_b of an update with a share of b slices a GPU while all GPUs of the machine train without a
+word between them, and what the exchange of gradients adds to it, x. Extrapolated to G GPUs: every GPU keeps its share
+b, so that the batch is b G; a ring all-reduce takes 2 (G - 1) / G times the gradients through every GPU's link, so that
+an update takes
 
     t = t_b + x [(G - 1) / G] / [(N - 1) / N]
 
@@ -45,6 +46,7 @@ class Measured:
     prepared: float  # slices/s of all GPUs
     raw: float  # bytes a slice
     cached: float  # bytes a slice
+    read: float  # bytes a slice of them, by a training
     share_seconds: float  # t_b
     exchange_seconds: float  # x
     loading: float | None  # bytes/s, one process
@@ -68,6 +70,7 @@ class Measured:
             prepared=figures["slices_prepared_per_second"][str(count)],
             raw=record["data"]["bytes"] / record["data"]["slices"],
             cached=train["cache_bytes_per_slice"],
+            read=train.get("read_bytes_per_slice", train["cache_bytes_per_slice"]),  # all, in earlier records
             share_seconds=parts["in all"] / 1e3 - exchange,
             exchange_seconds=exchange,
             loading=record["loading"]["bytes_per_second"] if "loading" in record else None,
@@ -112,7 +115,7 @@ class Plan:
         m = self.measured
         preparation = self.slices / (m.prepared / m.gpus * self.all_gpus)
         reading = self.slices * m.raw / preparation / self.nodes
-        needed = self.batch * m.cached / self.update_seconds / self.nodes
+        needed = self.batch * m.read / self.update_seconds / self.nodes
         return [
             ("global batch", f"{self.batch}"),
             ("preparation, once", _span(preparation)),

@@ -66,6 +66,7 @@ def test_one_process_and_two_prepare_and_train_alike(work: Path) -> None:
     assert [file.name for file in caches[0]] == [file.name for file in caches[1]]
     size = sum(file.stat().st_size for file in caches[0]) / 4
     assert figures["cache_bytes_per_slice"] == size
+    assert 0 < record["train"][0]["read_bytes_per_slice"] < size / 2  # the maps are most of it, and are not read
     assert "| trained, updates/s of 4 |" in (work / "found.md").read_text()
 
 

@@ -18,7 +18,7 @@ from mrgen.settings import Protocol, load
 RECORD: dict[str, Any] = {
     "machine": {"count": 2},
     "data": {"slices": 10, "bytes": 280e6},
-    "train": [{"batch": 32, "cache_bytes_per_slice": 18e6}],
+    "train": [{"batch": 32, "cache_bytes_per_slice": 18e6, "read_bytes_per_slice": 4.5e6}],
     "size": {"network": "head"},
     "floor": {"runs": {"alone": [{"preparation_seconds": 0.3, "slices": 100}]}},
     "loading": {"bytes_per_second": 5e9},
@@ -63,7 +63,7 @@ def test_the_plan_of_two_gpus_is_what_was_measured(script: ModuleType, tmp_path:
         "an update": "116 ms",
         "training": "19.3 min",
         "its speed, of that without exchange": "91%",
-        "loading needed, each machine": "5.0 GB/s",  # 32 x 18 MB / 0.116 s
+        "loading needed, each machine": "1.2 GB/s",  # 32 x 4.5 MB / 0.116 s
         "loading measured, one process a GPU, files in memory": "10.0 GB/s",
         "gradients through each link": "22 MB an update",
     }
@@ -74,7 +74,7 @@ def test_more_gpus_keep_their_share_and_exchange_more(script: ModuleType, tmp_pa
     assert rows["global batch"] == ["128", "512"]
     assert rows["preparation, once"] == ["18.2 min", "4.6 min"]
     assert rows["an update"] == ["124 ms", "125 ms"]  # 106 + 10 (7 / 8) / (1 / 2), and 31 / 32
-    assert rows["loading needed, each machine"] == ["18.7 GB/s", "18.4 GB/s"]
+    assert rows["loading needed, each machine"] == ["4.7 GB/s", "4.6 GB/s"]
     slow = planned(script, tmp_path, capsys, "--gpus", "8", "--nodes", "1", "4", "--network", "1")
     assert slow["an update"] == ["124 ms", "148 ms"]  # 42 MB at 1 GB/s between machines only
 

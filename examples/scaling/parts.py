@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from benchmark_preparation import COILS, MATRIX, loading, write_raw
 
+from mrgen.prior.cache import LARGE, CachedScan
 from mrgen.prior.data import TrainingSet
 from mrgen.prior.files import read_safetensors
 from mrgen.settings import Protocol, load, settings_folder
@@ -109,7 +110,14 @@ class Bench:
             one, many = (self.work / f"train-{batch}-{count}" for count in self.counts)
             record["agreement"] = agreement(one, many)
         files = sorted((self.work / "cache-1").glob("*.h5"))
-        record["cache_bytes_per_slice"] = sum(f.stat().st_size for f in files) / (self.size.scans * self.size.slices)
+        slices = self.size.scans * self.size.slices
+        record["cache_bytes_per_slice"] = sum(f.stat().st_size for f in files) / slices
+        basis, places = (
+            load(Protocol, str(self.protocol(batch))).training.basis,
+            [CachedScan.open(f).places for f in files],
+        )
+        parts = LARGE if basis == "sense" else LARGE[:1]  # the Fourier basis learns without maps
+        record["read_bytes_per_slice"] = sum(p.nbytes for of in places for part in parts for p in of[part]) / slices
         return record
 
     def floor(self) -> Record:

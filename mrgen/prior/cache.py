@@ -210,9 +210,11 @@ class CachedScan:
 
 
 def read_slices(
-    slices: Sequence[tuple[CachedScan, int]], kspace: Tensor, maps: Tensor, readers: Executor | None = None
+    slices: Sequence[tuple[CachedScan, int]], kspace: Tensor, maps: Tensor | None, readers: Executor | None = None
 ) -> None:
     """Fill k-space and maps (slice, coil, y, x) with the nth slices of scans, and with 0 the coils that these lack.
+
+    Maps, most of what a slice holds, are not read where there is nothing to fill.
 
     Threads of `readers` read, and do nothing else: Python's lock and the GPU's driver are for the thread that trains. A
     GPU gets the large arrays of all slices at once, without being waited for. Raises MrgenError.
@@ -222,7 +224,7 @@ def read_slices(
     masks = torch.stack([scan.mask[n] for scan, n in slices]).bool().to(kspace.device)
     sampled = masks.reshape(len(slices), 1, -1, masks.shape[-1])  # lines or points
     arrays, jobs = {}, []
-    for part in LARGE:
+    for part in LARGE if maps is not None else LARGE[:1]:
         places = [scan.places[part][n] for scan, n in slices]
         ends = list(accumulate((math.prod(place.shape) for place in places), initial=0))
         arrays[part] = torch.empty(ends[-1], dtype=places[0].dtype, pin_memory=kspace.is_cuda)
@@ -231,9 +233,10 @@ def read_slices(
     for _ in (readers.map if readers else map)(lambda job: job[0].read(*job[1:]), jobs):
         pass
     given = {part: array.to(kspace.device, non_blocking=True) for part, array in arrays.items()}
-    support = given["support"].reshape(len(slices), 1, *maps.shape[-2:])
     kspace.zero_().masked_scatter_(sampled & there, given["samples"])
-    maps.zero_().masked_scatter_(support & there, given["maps"])
+    if maps is not None:
+        support = given["support"].reshape(len(slices), 1, *maps.shape[-2:])
+        maps.zero_().masked_scatter_(support & there, given["maps"])
 
 
 @contextmanager

@@ -158,7 +158,15 @@ class TrainingSet:
             number, offset = number + 1, 0
 
     def shares(
-        self, step: int, batch: int, seed: int, device: str = "cpu", rank: int = 0, processes: int = 1, parts: int = 1
+        self,
+        step: int,
+        batch: int,
+        seed: int,
+        device: str = "cpu",
+        rank: int = 0,
+        processes: int = 1,
+        parts: int = 1,
+        maps: bool = True,
     ) -> Generator[Share]:
         """What process `rank` of `processes` computes from `step` on, without end: each batch in `parts` shares.
 
@@ -175,7 +183,7 @@ class TrainingSet:
 
         def load(indices: list[int], positions: range) -> tuple[Share, torch.cuda.Event | None]:
             with torch.cuda.stream(beside):
-                batch = to_device(self.collate(indices, positions or range(1), device, readers), device)
+                batch = to_device(self.collate(indices, positions or range(1), device, readers, maps), device)
             floors = torch.zeros(len(indices)) if self.floors is None else self.floors[indices]
             return Share(batch, positions, floors), None if beside is None else beside.record_event()
 
@@ -197,8 +205,9 @@ class TrainingSet:
         positions: range | None = None,
         device: str | None = None,
         readers: Executor | None = None,
+        maps: bool = True,
     ) -> MeasuredBatch | CleanBatch:
-        """One batch, or its items at `positions`; threads of `readers` read its items.
+        """One batch, or its items at `positions`, with coil maps or without; threads of `readers` read its items.
 
         Its large arrays are filled on `device`, where the items are without one; a GPU may still be at it. Fewer coils
         than the batch has at most are padded with zeros, which changes nothing.
@@ -209,19 +218,22 @@ class TrainingSet:
             return CleanBatch(torch.stack(chosen))  # type: ignore[arg-type]
         items: list[Item | StoredItem] = chosen  # type: ignore[assignment]
         home, coils = items[0].mask.device, max(i.coils for i in whole)  # type: ignore[union-attr]
-        shape = 2, len(items), coils, *self.shapes[indices[0]]
-        kspace, maps = torch.empty(shape, dtype=torch.complex64, device=device or home)
+        kspace = torch.empty(len(items), coils, *self.shapes[indices[0]], dtype=torch.complex64, device=device or home)
+        own = torch.tensor([i.coils for i in items], device=kspace.device)
+        there = (torch.arange(coils, device=kspace.device) < own[:, None]).to(kspace)[..., None, None]
+        filled = torch.empty_like(kspace) if maps else there
 
         if isinstance(items[0], StoredItem):
-            read_slices([(i.scan, i.n) for i in items], kspace, maps, readers)  # type: ignore[union-attr]
+            read_slices([(i.scan, i.n) for i in items], kspace, filled if maps else None, readers)  # type: ignore[union-attr]
         else:
             for row, item in enumerate(items):
-                kspace[row, : item.coils], maps[row, : item.coils] = item.kspace, item.maps  # type: ignore[union-attr]
-                kspace[row, item.coils :] = maps[row, item.coils :] = 0
+                kspace[row, : item.coils], kspace[row, item.coils :] = item.kspace, 0  # type: ignore[union-attr]
+                if maps:
+                    filled[row, : item.coils], filled[row, item.coils :] = item.maps, 0  # type: ignore[union-attr]
         return MeasuredBatch(
             kspace=kspace,
             mask=torch.stack([i.mask for i in items])[:, None, None],
-            maps=maps,
+            maps=filled,
             weights=torch.stack([i.weights for i in items])[:, None, None],
             sigma0=torch.tensor([i.sigma0 for i in items], device=home),
         )

@@ -64,7 +64,9 @@ class Processes:
         devices = None if self.device == "cpu" else [self.device]
         with warnings.catch_warnings():  # of the new name that earlier versions do not know
             warnings.simplefilter("ignore", FutureWarning)
-            return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)  # they are constants
+            return DistributedDataParallel(  # buffers are constants; gradients are averaged where they lie
+                model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
 
     @contextmanager
     def averaging(self, model: nn.Module, wanted: bool) -> Iterator[None]:

@@ -66,7 +66,7 @@ class MeasuredBatch:
 
     kspace: Tensor  # (batch, coil, ky, kx) complex64, whitened, scaled, zero where not sampled
     mask: Tensor  # (batch, 1, 1, kx)
-    maps: Tensor  # (batch, coil, y, x)
+    maps: Tensor  # (batch, coil, y, x); for the Fourier basis (batch, coil, 1, 1) will do, 0 where there is no coil
     weights: Tensor  # (batch, 1, 1, kx), 1 / Pr(line is sampled), 0 where never sampled
     sigma0: Tensor  # (batch,)
 

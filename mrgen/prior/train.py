@@ -150,7 +150,14 @@ def train(
            f"{steps} updates of {training.batch} on {processes.count} x {device.partition(':')[0]}")  # fmt: skip
     model, recent = processes.parallel(denoiser), Recent([], [])
     mine = data.shares(
-        step, training.batch, training.seed, device, processes.rank, processes.count, training.accumulate
+        step,
+        training.batch,
+        training.seed,
+        device,
+        processes.rank,
+        processes.count,
+        training.accumulate,
+        maps=training.basis == "sense",
     )
     first, spoken, drawn = step, time.monotonic(), begun
     saved = -math.inf  # the first report brings a checkpoint, so that a disk without room is found at once

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from mrgen.errors import MrgenError
 from mrgen.physics.masks import sampling_mask, sampling_probability
@@ -236,6 +238,31 @@ def test_stored_items_make_the_batches_of_items_in_memory(tmp_path: Path) -> Non
         one, two = (TrainingSet(i, [(16, 20)] * 6, "").collate(indices) for i in (made, stored))
         for field in fields(MeasuredBatch):
             assert torch.equal(getattr(one, field.name), getattr(two, field.name))
+
+
+def test_the_fourier_basis_learns_without_maps_which_are_not_read(tmp_path: Path) -> None:
+    sampling = Sampling(pattern="random", acceleration=(2.0,), center_fraction=0.2)
+    scans = []
+    for coils in (2, 4):
+        (item,) = fake_items(coils, (16, 20), 1)
+        file = tmp_path / f"{coils}.h5"
+        write_scan(file, [Entry(0, 2.0, Slice(item.kspace, item.mask, item.maps, 0.1, 1.0, None))], {"left_out": {}})
+        scans.append(CachedScan.open(file))
+    data = TrainingSet([StoredItem(scan, 0, sampling) for scan in scans], [(16, 20)] * 2, "")
+    whole, basis = data.collate([0, 1]), Training(basis="fourier")
+    assert isinstance(whole, MeasuredBatch)
+    for scan in scans:
+        os.truncate(scan.file, scan.places["maps"][0].offset)
+    without = data.collate([0, 1], maps=False)
+    assert isinstance(without, MeasuredBatch)
+    assert without.maps.shape == (2, 4, 1, 1)
+
+    def risk(batch: MeasuredBatch) -> Tensor:
+        return gsure(lambda u, s: 0.3 * u, batch, torch.tensor([0.05, 0.4]), torch.Generator().manual_seed(1), basis)
+
+    assert torch.equal(risk(whole), risk(without))
+    with pytest.raises(MrgenError, match="ends too early"):
+        data.collate([0, 1])
 
 
 @pytest.mark.parametrize(("processes", "parts"), [(1, 2), (2, 1), (2, 2), (5, 1)])
