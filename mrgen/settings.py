@@ -107,6 +107,9 @@ class EM(Settings):
     updates: int = Field(2500, ge=1, description="of an M-step that goes on from the network before")
     relaxation: float = Field(1.0, ge=1, lt=2, description="eta of the M-step; 1 is plain EM")
     extrapolation: float = Field(0.0, ge=0, description="w of D + w (D - D_before), which draws from round 3 on")
+    flow: Literal[0] | Annotated[int, Field(ge=2)] = Field(
+        0, description="noise levels of the flow that samples go back by; 0: they are learned from as drawn"
+    )
     gate: float = Field(2.5, ge=0, description="samples serve noise levels above gate sqrt(R) sigma0; 0: all levels")
     held_out: float = Field(0.1, gt=0, lt=1, description="share of the lines outside the centre that is withheld")
     held_out_slices: int = Field(32, ge=2, description="slices that lines are withheld of")

@@ -7,7 +7,9 @@ training and sampling; the scans stay). With N = `Size.updates`, every row has N
     em-gsure                    N / 2 of gsure-fourier, then two rounds of N / 4
     em-gsure-4                  N / 2 of gsure-fourier, then four rounds of N / 8; -ahead: the last two extrapolated;
                                 -quiet: of the scans with less noise, one half, where wrong beliefs go faster
-    em-gaussian                 round 1 from scratch, N / 2, then two rounds of N / 4
+    em-gaussian                 round 1 from scratch, N / 2, then two rounds of N / 4; -flow: its samples go back by the
+                                flow of the prior; -quiet: as above
+    *-fine                      network trained, and samples drawn, down to lower noise
     diffem                      conditional networks: round 1 from scratch, 3 N / 8, then N / 4; the prior, 3 N / 8
 
 unless EM ends earlier because a round bettered nothing. `ensemble` is gsure-fourier, sampled through masks.
@@ -94,11 +96,13 @@ class Row:
     diffem: bool = False
     gate: float | None = None  # None: the default
     extrapolation: float = 0.0
+    flow: int = 0
     quietest: float = 1.0  # share of the scans, those of lowest noise, that EM learns from
     of: str | None = None  # the row whose prior it is, sampled in another way
     ensemble: int = 0
 
 
+FINE = {"sigma_min": 0.003}
 ROWS = {
     row.name: row
     for row in (
@@ -114,12 +118,20 @@ ROWS = {
         Row("em-gsure-4", em=True, start="gsure-fourier-half", rounds=4, round_share=0.125),
         Row("em-gsure-4-ahead", em=True, start="gsure-fourier-half", rounds=4, round_share=0.125, extrapolation=1.0),
         Row("em-gsure-4-quiet", em=True, start="gsure-fourier-half", rounds=4, round_share=0.125, quietest=0.5),
+        Row("em-gaussian-flow", em=True, share=0.5, rounds=3, flow=4),
+        Row("em-gaussian-quiet", em=True, share=0.5, rounds=3, quietest=0.5),
+        Row("oracle-fine", {"objective": "supervised", **FINE}),
+        Row("em-gaussian-fine", FINE, em=True, share=0.5, rounds=3),
+        Row("em-gaussian-fine-flow", FINE, em=True, share=0.5, rounds=3, flow=4),
         Row("em-gsure-ungated", em=True, start="gsure-fourier-half", rounds=2, gate=0.0),
     )
 }
 # What the headline compares comes first, in case the time is short.
 MAIN = ("em-gsure", "oracle", "gsure-fourier", "ensemble", "em-gaussian", "gsure-sense", "diffem", "ambient")
-ABLATION = ("em-gsure-4-quiet", "em-gsure-4-ahead", "em-gsure-4", "em-gsure-ungated")
+ABLATION = (
+    *("em-gaussian-fine-flow", "oracle-fine", "em-gaussian-flow", "em-gaussian-quiet", "em-gaussian-fine"),
+    *("em-gsure-4-quiet", "em-gsure-4-ahead", "em-gsure-4", "em-gsure-ungated"),
+)
 
 _NOMINAL = Scans("nominal")
 NOMINAL = Arm("nominal", _NOMINAL)
@@ -169,7 +181,13 @@ class Experiment:
         size, base = self.size, load(Protocol, "head").model_copy(update=self.size.protocol)
         changes = {"steps": round(row.share * size.updates), "seed": seed, **row.training}
         updates = round(row.round_share * size.updates)
-        rounds = {"recipe": size.em_recipe, "updates": updates, "extrapolation": row.extrapolation, **size.em}
+        rounds = {
+            "recipe": size.em_recipe,
+            "updates": updates,
+            "extrapolation": row.extrapolation,
+            "flow": row.flow,
+            **size.em,
+        }
         if row.gate is not None:
             rounds["gate"] = row.gate
         return base.model_copy(

@@ -13,6 +13,7 @@ from torch import Tensor
 from mrgen.errors import MrgenError
 from mrgen.posterior.baselines import cg_sense
 from mrgen.posterior.batch import Batch
+from mrgen.posterior.flow import flowed
 from mrgen.posterior.reconstruct import START_ITERATIONS, conditional_samples, posterior_samples
 from mrgen.posterior.together import sample_together, together_applies
 from mrgen.prior.distributed import local_device
@@ -87,6 +88,9 @@ def network_steps(
 
         return replace(prior, denoiser=denoiser)
 
+    def transport(slice_: Slice, samples: Tensor, prior: Prior, generator: torch.Generator) -> Tensor:
+        return flowed(slice_, samples, prior, protocol.em.flow, generator)
+
     steps = Steps(
         partial(load_prior, device=device, amp=device != "cpu"),
         sample,
@@ -94,6 +98,7 @@ def network_steps(
         condition=simple if diffem else None,
         finish=partial(learn, protocol=plain) if diffem else None,
         extrapolate=extrapolate,
+        transport=transport if protocol.em.flow and not diffem else None,
         several=several if device != "cpu" else None,  # there a batch is no faster than its items
     )
     settings = {

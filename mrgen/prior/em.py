@@ -84,6 +84,8 @@ class Steps(Generic[P]):
     finish: Callable[[list[Path], Path, Path], None] | None = None
     # what the prior and the one before it become with EM.extrapolation
     extrapolate: Callable[[P, P, float], P] | None = None
+    # where samples (n, y, x) of a slice go before they are learned from, the generator last
+    transport: Callable[[Slice, Tensor, P, torch.Generator], Tensor] | None = None
     # `sample` for several slices at once, each with its generator, where that is faster
     several: Callable[[list[Slice], P, list[torch.Generator]], list[Tensor]] | None = None
 
@@ -225,7 +227,7 @@ def _sample(run: Run, steps: Steps[P], prior: P, group: Sequence[Case], number: 
         generators = [run.generator(run.device, number, case.name) for case in plain]
         drawn = steps.several(slices, prior, generators)
         for case, slice_, samples, generator in zip(plain, slices, drawn, generators, strict=True):
-            _store(run, steps, case, number, slice_, samples, generator, {})
+            _store(run, steps, prior, case, number, slice_, samples, generator, {})
         missing = [case for case in missing if case.name in withheld]
     for case in missing:
         _sample_one(run, steps, prior, case, number, case.name in withheld)
@@ -247,12 +249,13 @@ def _sample_one(run: Run, steps: Steps[P], prior: P, case: Case, number: int, he
         raise MrgenError(f"{case.name}: {error}") from error
     if held:
         metadata["score"] = asdict(score(whole, withheld, samples))
-    _store(run, steps, case, number, given, samples, generator, metadata)
+    _store(run, steps, prior, case, number, given, samples, generator, metadata)
 
 
 def _store(
     run: Run,
     steps: Steps[P],
+    prior: P,
     case: Case,
     number: int,
     given: Slice,
@@ -260,6 +263,8 @@ def _store(
     generator: torch.Generator,
     metadata: dict[str, Any],
 ) -> None:
+    if steps.transport:
+        samples = steps.transport(given, samples, prior, generator)
     images = {"image": samples}
     if steps.condition:
         images["condition"] = torch.stack([steps.condition(measured_again(given, x, generator)) for x in samples])

@@ -38,6 +38,7 @@ from mrgen.prior.train import train
 from mrgen.settings import Network, Protocol, Training
 
 LEFT = 0.15
+WARMUP = 10  # an M-step that goes on from a network has a tenth of its updates at most for it
 
 
 def from_samples(old: Denoise | None, eta: float, condition: bool = False) -> Objective:
@@ -114,6 +115,8 @@ def learn_from_samples(
     same = same and metadata["sigma_data"] == protocol.training.sigma_data
     start = {name: weight.float() for name, weight in weights.items()} if same else None
     changes: dict[str, Any] = {"objective": "supervised", "steps": em.updates if same else protocol.training.steps}
+    if same:  # a network that has learned needs no more than Adam, whose averages begin anew
+        changes["warmup"] = min(protocol.training.warmup, em.updates // WARMUP)
     if first:
         report(f"the network {'goes on from the prior before' if same else 'begins from scratch'}")
     condition = protocol.network.condition

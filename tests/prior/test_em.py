@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from mrgen.cli import app
 from mrgen.errors import MrgenError
-from mrgen.physics.fourier import fft2c
+from mrgen.physics.fourier import fft2c, ifft2c
 from mrgen.physics.operators import Fourier
 from mrgen.posterior.baselines import zero_filled
 from mrgen.posterior.reconstruct import conditional_samples, posterior_samples
@@ -176,6 +176,32 @@ def test_noise_that_a_prior_believes_in_goes_only_slowly(tmp_path: Path, w: floa
     assert float(spectra[5][1]) == pytest.approx(1, rel=0.3)
     far = law(1000, 1, 1, 1)
     assert far[1000] == pytest.approx((2 * 1000) ** -0.5, rel=0.05)
+
+
+def test_samples_are_scored_as_drawn_and_learned_from_where_they_go(tmp_path: Path) -> None:
+    """Where all is measured and x + n = y, the flow's end has P' = P s^2 / (P + s^2): s^2 / rounds."""
+    lines = torch.tensor([1.0, 0, 1, 1, 1, 1]).double()  # line 0 is withheld now and then
+    cases = toy(torch.zeros(N, N, dtype=torch.complex128), 60, sigma0=1.0, lines=lines)
+    run = run_in(tmp_path, cases, torch.eye(N, dtype=torch.complex128), held_out_slices=4)
+
+    def white_noise(files: list[Path], before: Path, target: Path) -> None:  # of the power that the lines 2 to 5 have
+        x = torch.cat([read_samples(file) for file in files]).to(torch.complex128)
+        save(target, fft2c(x)[..., 2:].abs().square().mean() * torch.eye(N, dtype=torch.complex128))
+
+    def transport(slice_: Slice, samples: Tensor, c: Tensor, generator: torch.Generator) -> Tensor:
+        p = c[0, 0].real
+        return (p / (p + 1)).sqrt() * ifft2c(slice_.kspace).expand_as(samples)
+
+    plain = Steps(load_covariance, draw(8), white_noise)
+    log = expectation_maximisation(run, replace(plain, transport=transport), 5, tmp_path / "out.safetensors", silent)
+    power = sum(float(case.read().kspace[..., 2:].abs().square().mean()) for case in cases) / len(cases)
+    expected = [1.0]
+    for _ in range(5):
+        expected.append(power * expected[-1] / (expected[-1] + 1))
+    found = [float(load_covariance(run.prior(r))[0, 0].real) for r in range(6)]
+    assert found == pytest.approx(expected, rel=0.05)
+    other = replace(run, work=tmp_path / "plain")
+    assert expectation_maximisation(other, plain, 0, tmp_path / "out2.safetensors", silent) == log[:1]
 
 
 def test_over_relaxation_saves_almost_half_of_the_rounds() -> None:
@@ -496,6 +522,8 @@ def test_the_m_step_goes_on_from_a_network(tmp_path: Path) -> None:
     learned, metadata = read_safetensors(two)
     assert 0 < max(float((learned[name].float() - moved[name].float()).abs().max()) for name in moved) < 0.02
     assert [stage.get("updates") for stage in metadata["stages"]] == [None, 6, 3]
+    warmups = [read_safetensors(prior)[1]["protocol"]["training"]["warmup"] for prior in (one, two)]
+    assert warmups == [1, 0]  # a tenth of its 3 updates at most
     assert sorted(f.name for f in two.parent.iterdir()) == ["prior.safetensors", "training.csv", "training.png"]
 
 
