@@ -147,7 +147,7 @@ ARMS = (
     Arm("unwhitened", Scans("unwhitened", whitened=False)),
     Arm("one-mask", Scans("one-mask", one_mask=True)),
 )
-ARM_ROWS = ("gsure-fourier", "em-gsure")
+ARM_ROWS = ("gsure-fourier", "em-gaussian")
 
 
 @dataclass(frozen=True)

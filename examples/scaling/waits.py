@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -38,8 +39,8 @@ def main() -> None:
         train(watched, protocol, out, device=device, resume=False, steps=args.steps, report=lambda _: None)
         each = (time.perf_counter() - begun) / args.steps
     waits = watched.waits(args.steps)[WARM:] or [0.0]  # without a GPU nothing is marked
-    print(f"rank {os.environ['RANK']}: {1e3 * each:.2f} ms an update, waited {1e3 * mean(waits):.3f} ms, "
-          f"at most {1e3 * max(waits):.2f}")  # fmt: skip
+    waited = f"waited {1e3 * mean(waits):.3f} ms, at most {1e3 * max(waits):.2f}"
+    sys.stdout.write(f"rank {os.environ['RANK']}: {1e3 * each:.2f} ms an update, {waited}\n")  # a line at once
 
 
 if __name__ == "__main__":

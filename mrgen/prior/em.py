@@ -124,7 +124,9 @@ def expectation_maximisation(
     """Up to `rounds` rounds; writes the prior with the best held-out likelihood to `out` and returns the log.
 
     It ends early after a prior whose likelihood is below that of the one before by more than the standard error of the
-    difference. Raises MrgenError where no slice has a line to withhold, and for a work folder of another run.
+    difference. Conditional denoisers draw in another way than priors, so they are compared with each other, and the
+    prior that is learned in the end, "final" in the log, with the one that EM started from. Raises MrgenError where no
+    slice has a line to withhold, and for a work folder of another run.
     """
     if run.together and not is_first():
         report = silent
@@ -132,30 +134,56 @@ def expectation_maximisation(
     held = held_out(run)
     withheld = {case.name for case in held}
     log: list[dict[str, Any]] = []
-    before: list[Score] = []
-    for number in range(rounds + 1):
-        _expect(run, steps, held, number + 1, withheld, report)
-        scores = [Score(**read_safetensors(run.samples(number + 1, case))[1]["score"]) for case in held]
-        log.append(_row(number, before, scores))
-        _write_whole(run.work / "log.json", _json(log))
+
+    def enter(run: Run, number: int, name: int | str, before: list[Score]) -> list[Score]:
+        """Scores of the prior before round `number`, also in the log."""
+        _expect(run, steps, held, number, withheld, report)
+        scores = [Score(**read_safetensors(run.samples(number, case))[1]["score"]) for case in held]
+        log.append(_row(name, before, scores))
+        _write_whole(file, _json(log))
         report(_words(log[-1]))
+        return scores
+
+    file = run.work / "log.json"
+    start = enter(run, 1, 0, [])
+    before = [] if steps.finish else start
+    for number in range(1, rounds + 1):
+        _learn(run, steps, steps.maximise, number, run.prior(number - 1), run.prior(number), withheld, report)
+        scores = enter(run, number + 1, number, before)
         if before and log[-1]["gain"] < -log[-1]["gain_error"]:
             report(f"the prior of round {number} predicts what was held out worse than the one before: no more rounds")
             break
         before = scores
-        if number < rounds:
-            _expect(run, steps, run.cases, number + 1, withheld, report)
-            files = [run.samples(number + 1, case) for case in run.cases]
-            _maximise(run, steps.maximise, files, run.prior(number), run.prior(number + 1), report)
-    best = max(log, key=lambda row: float(row["log_likelihood"]))["round"]
+    best = max(log[1 if steps.finish and rounds else 0 :], key=lambda row: float(row["log_likelihood"]))["round"]
     report(f"the best prior is that of round {best}" if best else "no round has bettered the prior to begin with")
     found = run.prior(best)
     if best and steps.finish:
-        _expect(run, steps, run.cases, best + 1, withheld, report)
-        files, found = [run.samples(best + 1, case) for case in run.cases], run.work / "final" / "prior.safetensors"
-        _maximise(run, steps.finish, files, run.start, found, report)
+        last = replace(run, start=run.work / "final" / "prior.safetensors", work=run.work / "final")
+        _learn(run, steps, steps.finish, best + 1, run.start, last.start, withheld, report)
+        enter(last, 1, "final", start)
+        found = last.start if log[-1]["gain"] > 0 else run.start
+        report(
+            "the final prior "
+            + ("is kept" if found == last.start else "is worse than the one to begin with, which is kept")
+        )
     _write_whole(out, found.read_bytes())
     return log
+
+
+def _learn(
+    run: Run,
+    steps: Steps[P],
+    learn: Callable[[list[Path], Path, Path], None],
+    number: int,
+    before: Path,
+    target: Path,
+    withheld: set[str],
+    report: Callable[[str], None],
+) -> None:
+    """The E-step of round `number`, and what is learned from its samples, from `before` on."""
+    _expect(run, steps, run.cases, number, withheld, report)
+    files = [run.samples(number, case) for case in run.cases]
+    _maximise(run, learn, files, before, target, report)
 
 
 def read_samples(file: Path, name: str = "image") -> Tensor:
@@ -300,7 +328,7 @@ def _maximise(
             learn(files, before, target)
 
 
-def _row(number: int, before: list[Score], scores: list[Score]) -> dict[str, Any]:
+def _row(number: int | str, before: list[Score], scores: list[Score]) -> dict[str, Any]:
     """The log of a prior; `gain` is that of its log-likelihood over the prior before, with its standard error."""
     row: dict[str, Any] = {"round": number, **asdict(mean_score(scores))}
     if before:
@@ -311,8 +339,9 @@ def _row(number: int, before: list[Score], scores: list[Score]) -> dict[str, Any
 
 def _words(row: dict[str, Any]) -> str:
     gain = f" ({row['gain']:+.4f} +- {row['gain_error']:.4f})" if "gain" in row else ""
+    name = f"prior of round {row['round']}" if row["round"] != "final" else "final prior"
     return (
-        f"prior of round {row['round']}: held-out log-likelihood {row['log_likelihood']:.4f}{gain}, NRMSE "
+        f"{name}: held-out log-likelihood {row['log_likelihood']:.4f}{gain}, NRMSE "
         f"{row['nrmse']:.4f}; data fit {row['data_fit']:.3f}, noise kept {row['noise_kept']:.3f}"
     )
 

@@ -115,7 +115,7 @@ class Recent:
         if new:
             self.levels.append(levels)
             self.risks.append(torch.zeros(len(levels), device=risk.device))
-        self.risks[-1].index_add_(0, places.to(risk.device), risk)
+        self.risks[-1].index_add_(0, places.to(risk.device, non_blocking=True), risk)
 
     def move(self, log: Log, step: int, processes: Processes, name: str) -> float:
         """Enter all into `log`, `step` steps being done; gives their mean. Raises MrgenError if one is not finite."""

@@ -172,7 +172,7 @@ def train(
                 denoise = any_pose(model, common)
                 draws = DrawPerItem.of_step(training.seed, step, share.positions or range(1), device)
                 places = torch.tensor(share.positions or range(1))
-                sigma_t, counted = levels[places].to(device), len(share.positions) > 0
+                sigma_t, counted = levels[places].to(device, non_blocking=True), len(share.positions) > 0
                 with processes.averaging(model, part == training.accumulate - 1):
                     with draws:
                         risk = objective(draws.outside(denoise), share.items, sigma_t, draws.generator, training)

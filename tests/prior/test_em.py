@@ -571,14 +571,17 @@ def test_the_m_step_learns_low_levels_from_the_cleanest_scans(
 
 
 def test_diffem_from_the_command(tmp_path: Path, command: Callable[..., Any]) -> None:
-    """Rounds of conditional networks, and in the end a prior, unless none of them betters the one to begin with."""
+    """Rounds of conditional networks, and in the end a prior, unless it is worse than the one to begin with."""
     out, work = tmp_path / "p.safetensors", tmp_path / "work"
     done = command("--start", "gaussian", "-o", out, "--rounds", 1, "--work", work, "--diffem")
     assert done.exit_code == 0, done.output
     learned = load_prior(work / "round-01/prior.safetensors")
     assert learned.conditional
     log = json.loads((work / "log.json").read_text())
-    better = log[1]["log_likelihood"] > log[0]["log_likelihood"]
+    assert [row["round"] for row in log] == [0, 1, "final"]
+    assert "gain" not in log[1]  # another kind of samples than those before
+    assert log[2]["gain"] == pytest.approx(log[2]["log_likelihood"] - log[0]["log_likelihood"], abs=1e-5)
+    better = log[2]["gain"] > 0
     kept = work / ("final/prior.safetensors" if better else "gaussian.safetensors")
     assert out.read_bytes() == kept.read_bytes()
     assert not load_prior(out).conditional
@@ -601,9 +604,16 @@ def test_a_conditional_round_ends_in_an_unconditional_prior(tmp_path: Path) -> N
     assert not again.kspace[..., ~cases[0].mask.bool()].any()
     diffem = Steps(load_covariance, draw(4), maximise, zero_filled, finish)
     run = run_in(tmp_path, cases, start)
-    expectation_maximisation(run, diffem, 1, tmp_path / "out.safetensors", silent)
+    log = expectation_maximisation(run, diffem, 1, tmp_path / "out.safetensors", silent)
     assert finished == [(30, "round-02", "start.safetensors")]
+    assert log[-1]["round"] == "final"
+    assert log[-1]["gain"] > 0
     assert (tmp_path / "out.safetensors").read_bytes() == (run.work / "final/prior.safetensors").read_bytes()
+    spoiled = replace(run, work=tmp_path / "spoiled")
+    bad = replace(diffem, finish=lambda files, before, target: save(target, 100 * start) and None)
+    log = expectation_maximisation(spoiled, bad, 1, tmp_path / "bad.safetensors", silent)
+    assert log[-1]["gain"] < 0
+    assert (tmp_path / "bad.safetensors").read_bytes() == run.start.read_bytes()
     held = {case.name for case in held_out(run)}
     noise = []
     for case in [case for case in cases if case.name not in held]:
