@@ -186,7 +186,7 @@ def synthetic() -> dict[str, Any]:
 
     def rows(shift: dict[int, float], extra: float = 0) -> list[dict[str, Any]]:
         return [
-            {"scan": n, "R": 4.0, "person": p, "psnr": 30 + n - shift[p] + extra, "ssim": 0.9}
+            {"scan": n, "R": 4.0, "person": p, "sigma0": 0.01 * n, "psnr": 30 + n - shift[p] + extra, "ssim": 0.9}
             for n, p in enumerate((7, 7, 9))
         ]
 
@@ -205,8 +205,12 @@ def test_the_tables_are_made_from_the_record() -> None:
     assert "| oracle | 31.00 [30.50, 32.00] (0.900) |" in lines
     assert "| em-gsure | +1.17 [+0.50, +2.50] |" in lines
     assert "Several seeds: em-gsure." in lines[0]
+    quieter, noisier = (lines.index(f"dB below the oracle, the {n} test scans") for n in ("2 quieter", "1 noisier"))
+    assert lines[quieter + 4] == "| em-gsure | +0.50 [+0.50, +0.50] |"
+    assert lines[noisier + 4] == "| em-gsure | +2.50 [+2.50, +2.50] |"
     assert not any(
-        "oracle" in line for line in lines[lines.index("dB below the oracle [95 % interval over people]") :][1:]
+        line.startswith("| oracle")
+        for line in lines[lines.index("dB below the oracle [95 % interval over people]") :][1:]
     )
 
 

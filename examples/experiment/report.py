@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -99,15 +100,16 @@ def markdown(record: Record) -> str:
         mean, low, high = interval({scan: v for (scan, at), v in psnr.items() if at == r}, person)
         return f"{mean:.2f} [{low:.2f}, {high:.2f}] ({np.mean([v for (_, at), v in ssim.items() if at == r]):.3f})"
 
-    def gap(name: str, r: float) -> str:
+    def gap(name: str, r: float, among: Container[int] = person) -> str:
         psnr = values(record, name, "psnr")
         if not oracle:
             return ""
-        each = {scan: oracle[scan, at] - v for (scan, at), v in psnr.items() if at == r}
+        each = {scan: oracle[scan, at] - v for (scan, at), v in psnr.items() if at == r and scan in among}
         mean, low, high = interval(each, person)
         return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
 
     seeds = range(1, record["size"]["seeds"])
+    learned = [name for name in ROWS if name != "oracle"]
     several = [name for name in ROWS if any(f"{name}-seed{seed}" in record["figures"] for seed in seeds)]
     arms = [f"{name}{suffix}" for name in ARM_ROWS for suffix in ["", *(f"@{arm['name']}" for arm in record["arms"])]]
     lines = [
@@ -121,8 +123,18 @@ def markdown(record: Record) -> str:
         "",
         "dB below the oracle [95 % interval over people]",
         "",
-        *_table(record, [name for name in ROWS if name != "oracle"], gap),
+        *_table(record, learned, gap),
     ]
+    if oracle:
+        noise = {row["scan"]: row["sigma0"] for row in record["figures"]["oracle"]}
+        middle = float(np.median(list(noise.values())))
+        for which, scans in (
+            ("quieter", {scan for scan, sigma0 in noise.items() if sigma0 <= middle}),
+            ("noisier", {scan for scan, sigma0 in noise.items() if sigma0 > middle}),
+        ):
+            if scans:  # not where all are alike
+                lines += ["", f"dB below the oracle, the {len(scans)} {which} test scans", ""]
+                lines += _table(record, learned, partial(gap, among=scans))
     if any("@" in name for name in record["figures"]):
         lines += ["", "Learned from other scans, or told what is not so: dB below the oracle", ""]
         lines += _table(record, arms, gap)

@@ -112,10 +112,8 @@ class Bench:
         files = sorted((self.work / "cache-1").glob("*.h5"))
         slices = self.size.scans * self.size.slices
         record["cache_bytes_per_slice"] = sum(f.stat().st_size for f in files) / slices
-        basis, places = (
-            load(Protocol, str(self.protocol(batch))).training.basis,
-            [CachedScan.open(f).places for f in files],
-        )
+        places = [CachedScan.open(f).places for f in files]
+        basis = load(Protocol, str(self.protocol(batch))).training.basis
         parts = LARGE if basis == "sense" else LARGE[:1]  # the Fourier basis learns without maps
         record["read_bytes_per_slice"] = sum(p.nbytes for of in places for part in parts for p in of[part]) / slices
         return record

@@ -23,13 +23,14 @@ import torch
 from torch import Tensor
 
 from mrgen.physics.lanczos import inverse_root
-from mrgen.posterior.samplers import heun, noise_levels
+from mrgen.posterior.samplers import heun, last_level, noise_levels
 from mrgen.posterior.sets import each_set
 from mrgen.prior.files import Prior
 from mrgen.prior.objectives import complex_noise
 from mrgen.scans.scan import Slice
 
-EPSILON, ITERATIONS = 0.03, 25
+EPSILON = 0.03  # of the eigenvalues of A^H A, which are 1 at most: below it, a direction counts as hardly measured
+ITERATIONS = 25  # with a condition of 1 / EPSILON the error falls to 0.7 of itself in each
 
 
 def own_noise(slice_: Slice, samples: Tensor, generator: torch.Generator) -> Tensor:
@@ -43,9 +44,9 @@ def own_noise(slice_: Slice, samples: Tensor, generator: torch.Generator) -> Ten
 def flowed(slice_: Slice, samples: Tensor, prior: Prior, levels: int, generator: torch.Generator) -> Tensor:
     """`samples` (n, y, x) with the noise of their scan, and down again by Heun's method at so many noise levels.
 
-    The first is sigma0, or twice the lowest that the prior was trained at, the last that lowest.
+    The first is sigma0, or twice the lowest that the prior was trained at where that is more, the last as for sampling.
     """
-    first, last = max(slice_.sigma0, 2 * prior.sigma_min), max(prior.sigma_min, slice_.sigma0 / 4)
+    first, last = max(slice_.sigma0, 2 * prior.sigma_min), last_level(prior.sigma_min, slice_.sigma0)
     with torch.inference_mode():
         x = samples + first * own_noise(slice_, samples, generator)
         return heun(each_set(prior, slice_.sets), x, noise_levels(first, last, levels, "log"), generator)

@@ -19,7 +19,7 @@ from mrgen.posterior.check import audit, check_withheld
 from mrgen.posterior.draws import DrawPerSample
 from mrgen.posterior.guidance import guide
 from mrgen.posterior.regularisation import Choice, choose
-from mrgen.posterior.samplers import SAMPLERS, noise_levels
+from mrgen.posterior.samplers import SAMPLERS, last_level, noise_levels
 from mrgen.posterior.sets import each_set
 from mrgen.posterior.splitting import Iterated, gaussian_posterior, split
 from mrgen.prior.ensemble import MaskEnsemble, training_sampling
@@ -107,7 +107,7 @@ def posterior_samples(
     if recipe.ensemble:
         unconditional = MaskEnsemble(in_batches, training_sampling(prior.metadata), recipe.ensemble, draws.generator)
     draw = draws.generator if recipe.sampler == "decoupled" else None
-    sigmas = noise_levels(highest, max(prior.sigma_min, slice_.sigma0 / 4), recipe.steps, recipe.grid)
+    sigmas = noise_levels(highest, last_level(prior.sigma_min, slice_.sigma0), recipe.steps, recipe.grid)
     last = float(sigmas[-1])  # there the mean, as every sampler ends with it
     sigma_data = float(prior.metadata["sigma_data"])
     denoise = guide(
@@ -130,7 +130,7 @@ def conditional_samples(
     By Heun's method, as the denoiser gives means and no draws. Raises MrgenError on NaN.
     """
     start = condition.expand(recipe.samples, -1, -1)
-    sigmas = noise_levels(recipe.sigma_max, max(denoiser.sigma_min, slice_.sigma0 / 4), recipe.steps)
+    sigmas = noise_levels(recipe.sigma_max, last_level(denoiser.sigma_min, slice_.sigma0), recipe.steps)
 
     def denoise(x_t: Tensor, sigma: Tensor) -> Tensor:
         return denoiser(torch.stack([x_t, start], dim=1), sigma)

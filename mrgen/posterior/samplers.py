@@ -38,6 +38,11 @@ def noise_levels(sigma_max: float, sigma_min: float, steps: int, grid: str = "ka
     return sigma(torch.lerp(high, low, torch.linspace(0, 1, steps, dtype=torch.float64))).float()
 
 
+def last_level(trained: float, sigma0: float) -> float:
+    """Where sampling for a scan with noise sigma0 ends: well below it, but not where a denoiser was not `trained`."""
+    return max(trained, sigma0 / 4)
+
+
 def _at(sigma: Tensor, x: Tensor) -> Tensor:
     return sigma.to(x.device).expand(len(x))
 

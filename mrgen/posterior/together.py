@@ -18,7 +18,7 @@ from mrgen.physics.cg import conjugate_gradient
 from mrgen.physics.operators import line_gram, line_normal
 from mrgen.posterior.proximal import Proximal, probe
 from mrgen.posterior.reconstruct import START_ITERATIONS, refuse_nan
-from mrgen.posterior.samplers import SAMPLERS, noise_levels
+from mrgen.posterior.samplers import SAMPLERS, last_level, noise_levels
 from mrgen.posterior.system import (
     Map,
     fourier_diagonal,
@@ -133,7 +133,7 @@ def sample_together(
     Slices are as for `stack`; each has a generator of its own. Raises MrgenError on NaN.
     """
     draws = DrawPerItem(torch.Generator(slices[0].kspace.device), generators)
-    lowest = max(prior.sigma_min, min(s.sigma0 for s in slices) / 4)
+    lowest = last_level(prior.sigma_min, min(s.sigma0 for s in slices))
     sigmas = noise_levels(recipe.sigma_max, lowest, recipe.steps, recipe.grid)
     draw = draws.generator if recipe.sampler == "decoupled" else None
     above, local = float(sigmas[-1]), recipe.covariance == "local"

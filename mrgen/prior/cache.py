@@ -209,6 +209,11 @@ class CachedScan:
         )
 
 
+def present(coils: Sequence[int], most: int, device: torch.device) -> Tensor:
+    """Which of `most` coils slices with so many `coils` have, bool (slice, coil, 1, 1)."""
+    return (torch.arange(most, device=device) < torch.tensor(coils, device=device)[:, None])[..., None, None]
+
+
 def read_slices(
     slices: Sequence[tuple[CachedScan, int]], kspace: Tensor, maps: Tensor | None, readers: Executor | None = None
 ) -> None:
@@ -219,8 +224,7 @@ def read_slices(
     Threads of `readers` read, and do nothing else: Python's lock and the GPU's driver are for the thread that trains. A
     GPU gets the large arrays of all slices at once, without being waited for. Raises MrgenError.
     """
-    coils = torch.tensor([scan.shape[0] for scan, _ in slices], device=kspace.device)
-    there = (torch.arange(kspace.shape[1], device=kspace.device) < coils[:, None])[:, :, None, None]
+    there = present([scan.shape[0] for scan, _ in slices], kspace.shape[1], kspace.device)
     masks = torch.stack([scan.mask[n] for scan, n in slices]).bool().to(kspace.device)
     sampled = masks.reshape(len(slices), 1, -1, masks.shape[-1])  # lines or points
     arrays, jobs = {}, []

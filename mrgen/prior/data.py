@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mrgen.errors import MrgenError
-from mrgen.prior.cache import CachedScan, read_slices
+from mrgen.prior.cache import CachedScan, present, read_slices
 from mrgen.prior.objectives import CleanBatch, MeasuredBatch, to_device
 from mrgen.prior.preparation import prepare_scans
 from mrgen.prior.weights import gsure_weights, line_probability
@@ -219,9 +219,8 @@ class TrainingSet:
         items: list[Item | StoredItem] = chosen  # type: ignore[assignment]
         home, coils = items[0].mask.device, max(i.coils for i in whole)  # type: ignore[union-attr]
         kspace = torch.empty(len(items), coils, *self.shapes[indices[0]], dtype=torch.complex64, device=device or home)
-        own = torch.tensor([i.coils for i in items], device=kspace.device)
-        there = (torch.arange(coils, device=kspace.device) < own[:, None]).to(kspace)[..., None, None]
-        filled = torch.empty_like(kspace) if maps else there
+        there = present([i.coils for i in items], coils, kspace.device)
+        filled = torch.empty_like(kspace) if maps else there.to(kspace)
 
         if isinstance(items[0], StoredItem):
             read_slices([(i.scan, i.n) for i in items], kspace, filled if maps else None, readers)  # type: ignore[union-attr]

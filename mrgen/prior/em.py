@@ -22,12 +22,16 @@ it was, and processes that share the folder share the E-step:
 
 DiffEM (arXiv 2510.12691) learns a conditional denoiser D(x_t, u, sigma) in each round, where u is a simple
 reconstruction: of x measured again, y' = A x + z, when it learns, and of the scan's own y when it draws, which needs no
-guidance then. From the last samples an unconditional prior is learned. Files of samples hold u as `condition`.
+guidance then. From the samples of the best round an unconditional prior is learned, in final/. Files of samples hold u
+as `condition`.
 
 What a prior believes in wrongly goes slowly, round after round in the same direction. So from the third round on, with
 `extrapolation` w, samples are drawn with D + w (D - D_before), where D_before is the denoiser of the round before, once
 more that way ahead; the next M-step brings it into one network again. Near a fixed point to which the error e of a
 round is rho e after the next, the way left is rho / (1 - rho) (D - D_before) (Aitken). Priors are scored as they are.
+
+Or samples, after they were scored, go where the prior's flow takes them with the noise of their scan; see
+mrgen.posterior.flow.
 
 A share of the lines of a few slices is withheld throughout and tells when to stop; see mrgen.prior.heldout.
 """

@@ -38,7 +38,7 @@ from mrgen.prior.train import train
 from mrgen.settings import Network, Protocol, Training
 
 LEFT = 0.15
-WARMUP = 10  # an M-step that goes on from a network has a tenth of its updates at most for it
+WARMUP = 0.1  # share of the updates that warm-up takes at most where a network is trained further
 
 
 def from_samples(old: Denoise | None, eta: float, condition: bool = False) -> Objective:
@@ -116,7 +116,7 @@ def learn_from_samples(
     start = {name: weight.float() for name, weight in weights.items()} if same else None
     changes: dict[str, Any] = {"objective": "supervised", "steps": em.updates if same else protocol.training.steps}
     if same:  # a network that has learned needs no more than Adam, whose averages begin anew
-        changes["warmup"] = min(protocol.training.warmup, em.updates // WARMUP)
+        changes["warmup"] = min(protocol.training.warmup, int(WARMUP * em.updates))
     if first:
         report(f"the network {'goes on from the prior before' if same else 'begins from scratch'}")
     condition = protocol.network.condition
