@@ -225,16 +225,15 @@ class TrainingSet:
         if isinstance(items[0], StoredItem):
             read_slices([(i.scan, i.n) for i in items], kspace, filled if maps else None, readers)  # type: ignore[union-attr]
         else:
-            for row, item in enumerate(items):
-                kspace[row, : item.coils], kspace[row, item.coils :] = item.kspace, 0  # type: ignore[union-attr]
-                if maps:
-                    filled[row, : item.coils], filled[row, item.coils :] = item.maps, 0  # type: ignore[union-attr]
+            for whole_array, name in ((kspace, "kspace"), (filled, "maps"))[: 1 + maps]:
+                parts = [array[: i.coils] for array, i in zip(whole_array.zero_(), items, strict=True)]
+                torch._foreach_copy_(parts, [getattr(i, name) for i in items])
         return MeasuredBatch(
             kspace=kspace,
             mask=torch.stack([i.mask for i in items])[:, None, None],
             maps=filled,
             weights=torch.stack([i.weights for i in items])[:, None, None],
-            sigma0=torch.tensor([i.sigma0 for i in items], device=home),
+            sigma0=torch.tensor([i.sigma0 for i in items]),
         )
 
 
@@ -243,4 +242,5 @@ def _hand_over(batch: MeasuredBatch | CleanBatch, filled: torch.cuda.Event) -> N
     current = torch.cuda.current_stream(filled.device)
     current.wait_event(filled)
     for field in fields(batch):
-        getattr(batch, field.name).record_stream(current)
+        if (array := getattr(batch, field.name)).is_cuda:
+            array.record_stream(current)

@@ -37,15 +37,18 @@ class Denoiser(nn.Module):
         self.network = UNet(network.widths, network.blocks, network.patch, channels=4 if network.condition else 2)
         self.condition = network.condition
         self.sigma_data, self.amp = sigma_data, amp
+        self.run: Callable[[Tensor, Tensor], Tensor] | None = None  # the network in another way, in training
 
     def forward(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         s = sigma.reshape(-1, 1, 1, 1)
         total = s.square() + self.sigma_data**2
         seen = x_t if self.condition else x_t.unsqueeze(1)
         channels, *condition = torch.view_as_real(seen).permute(1, 0, 4, 2, 3)
-        with torch.autocast(x_t.device.type, dtype=torch.bfloat16, enabled=self.amp):
+        run = self.run or self.network
+        # no weight is used twice in a call, so there is nothing to cache
+        with torch.autocast(x_t.device.type, dtype=torch.bfloat16, enabled=self.amp, cache_enabled=False):
             scaled = [(2 / total).sqrt() * channels, *(math.sqrt(2) / self.sigma_data * c for c in condition)]
-            out = self.network(torch.cat(scaled, dim=1), sigma.log() / 4)
+            out = run(torch.cat(scaled, dim=1), sigma.log() / 4)
         c_skip = self.sigma_data**2 / total
         c_out = s * self.sigma_data / (2 * total).sqrt()
         x = c_skip * channels + c_out * out.float()

@@ -74,6 +74,7 @@ class DrawPerItem(Draws):
     def __init__(self, generator: torch.Generator, items: Sequence[torch.Generator]) -> None:
         super().__init__(generator)
         self.items = items
+        self.twins: Sequence[torch.Generator] | None = None
 
     @classmethod
     def of_step(cls, seed: int, step: int, positions: Sequence[int], device: str) -> DrawPerItem:
@@ -86,7 +87,16 @@ class DrawPerItem(Draws):
             return func(*args, **kwargs)
         (shape,) = args
         assert shape[0] == len(self.items), f"drew {tuple(shape)} for a batch of {len(self.items)}"
-        return torch.stack([func(shape[1:], **{**kwargs, "generator": g}) for g in self.items])
+        items = self._items_on(torch.device(kwargs.get("device") or "cpu"))
+        return torch.stack([func(shape[1:], **{**kwargs, "generator": g}) for g in items])
+
+    def _items_on(self, device: torch.device) -> Sequence[torch.Generator]:
+        """The items' generators; for numbers on the CPU beside those on a GPU, others with the same seeds."""
+        if device.type == self.generator.device.type:
+            return self.items
+        if self.twins is None:
+            self.twins = [torch.Generator(device).manual_seed(g.initial_seed()) for g in self.items]
+        return self.twins
 
     def outside(self, denoise: Denoise) -> Denoise:
         """`denoise`, called as if this context were not there: the network draws nothing."""

@@ -33,7 +33,7 @@ from mrgen.prior.denoiser import Denoise
 from mrgen.prior.distributed import is_first
 from mrgen.prior.em import read_samples
 from mrgen.prior.files import FORMAT, load_prior, read_safetensors, save_prior
-from mrgen.prior.objectives import CleanBatch, Objective, complex_noise
+from mrgen.prior.objectives import CleanBatch, Objective, beside, complex_noise
 from mrgen.prior.train import train
 from mrgen.settings import Network, Protocol, Training
 
@@ -51,14 +51,15 @@ def from_samples(old: Denoise | None, eta: float, condition: bool = False) -> Ob
         denoise: Denoise, batch: CleanBatch, sigma_t: Tensor, generator: torch.Generator, training: Training
     ) -> Tensor:
         x = batch.image[:, 0] if condition else batch.image
-        seen = x + sigma_t.reshape(-1, 1, 1) * complex_noise(x, generator)
+        level = beside(sigma_t, x)
+        seen = x + level.reshape(-1, 1, 1) * complex_noise(x, generator)
         if condition:
             seen = torch.stack([seen, batch.image[:, 1]], dim=1)
         target = x
         if old is not None:
             with torch.no_grad():
-                target = x + (eta - 1) * (x - old(seen, sigma_t))
-        return (denoise(seen, sigma_t) - target).abs().square().mean((1, 2))
+                target = x + (eta - 1) * (x - old(seen, level))
+        return (denoise(seen, level) - target).abs().square().mean((1, 2))
 
     return objective  # type: ignore[return-value]
 

@@ -44,7 +44,7 @@ handful of Fourier transforms of one image. SENSE basis: those of all coils, and
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -68,7 +68,7 @@ class MeasuredBatch:
     mask: Tensor  # (batch, 1, 1, kx)
     maps: Tensor  # (batch, coil, y, x); for the Fourier basis (batch, coil, 1, 1) will do, 0 where there is no coil
     weights: Tensor  # (batch, 1, 1, kx), 1 / Pr(line is sampled), 0 where never sampled
-    sigma0: Tensor  # (batch,)
+    sigma0: Tensor  # (batch,), on the CPU wherever the arrays are: to decide by it, no GPU has to be waited for
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,13 @@ class CleanBatch:
 
 
 Objective = Callable[[Denoise, "MeasuredBatch | CleanBatch", Tensor, torch.Generator, Training], Tensor]
+"""(denoiser, batch, sigma_t (batch,) on the CPU, generator, training) -> risks (batch,) where the arrays are."""
 
 
 def to_device(batch: MeasuredBatch | CleanBatch, device: str) -> MeasuredBatch | CleanBatch:
-    """The same batch on another device."""
-    return type(batch)(**{f.name: getattr(batch, f.name).to(device, non_blocking=True) for f in fields(batch)})
+    """The same batch with its arrays on another device."""
+    arrays = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name != "sigma0"}
+    return replace(batch, **{name: array.to(device, non_blocking=True) for name, array in arrays.items()})
 
 
 def complex_noise(like: Tensor, generator: torch.Generator, columns: Tensor | slice = slice(None)) -> Tensor:
@@ -106,8 +108,13 @@ def _per_item(values: Tensor) -> Tensor:
     return values.flatten(1).sum(1)
 
 
+def beside(values: Tensor, like: Tensor) -> Tensor:
+    """Numbers of items (batch,) on the device of `like`, without waiting for it."""
+    return values.to(like.device, non_blocking=True)
+
+
 def _broadcast(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(-1, *[1] * (like.ndim - 1))
+    return beside(values, like).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def denoise_with_slope(
@@ -135,7 +142,7 @@ class Input:
     """The denoiser's input u and what a loss needs to know of it; data arrays are (batch, [coil,] ky, kx)."""
 
     u: Tensor  # (batch, y, x)
-    sigma_t: Tensor  # (batch,), std of the white noise in u
+    sigma_t: Tensor  # (batch,), std of the white noise in u; on the CPU
     y: Tensor  # data
     used: Tensor  # the lines that u was made from, broadcasts against y
     e: Tensor  # what was added to y there, CN(0, I),
@@ -162,7 +169,7 @@ def sense_input(
     def ends(b: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         maps, lines = batch.maps[chosen], used[chosen]
         part = sense(maps, lines)
-        return part.adjoint(weights[chosen] * b), solve(part.adjoint(b), maps, lines, lam[chosen])
+        return part.adjoint(weights[chosen] * b), solve(part.adjoint(b), maps, lines, beside(lam, b)[chosen])
 
     e1 = complex_noise(y, generator)
     e2, e3 = (complex_noise(batch.maps[:, 0], generator) for _ in range(2))
@@ -201,16 +208,19 @@ def gsure(
     """Weighted projected risk per pixel (batch,) at noise levels `sigma_t` (batch,), by the divergence."""
     given = INPUTS[training.basis](batch, batch.mask, sigma_t, 0.0, generator, training)
     q = (DIVERGENCE_RANGE * batch.sigma0 / given.sigma_t).square().clamp_max(1)
-    chosen = (uniform(q, generator) < q).nonzero().flatten()
-    b = unit_phase(given.y, generator)
+    chosen = (uniform(q, generator) < q).nonzero().flatten()  # on the CPU, as nonzero waits
+    b, level = unit_phase(given.y, generator), beside(given.sigma_t, given.u)
+    trace = torch.zeros_like(level)
     if len(chosen) == 0:
-        xhat, trace = denoise(given.u, given.sigma_t), torch.zeros_like(q)
+        xhat = denoise(given.u, level)
     else:
-        left, right = given.ends(b[chosen], chosen)
-        xhat, slope = denoise_with_slope(denoise, given.u, right, given.sigma_t, chosen)
-        trace = torch.zeros_like(q).index_add(0, chosen, _per_item((left.conj() * slope).real) / q[chosen])
+        rows = beside(chosen, b)
+        left, right = given.ends(b[rows], rows)
+        xhat, slope = denoise_with_slope(denoise, given.u, right, level, rows)
+        trace = trace.index_add(0, rows, _per_item((left.conj() * slope).real) / beside(q[chosen], b))
     residual = _per_item(given.weights * (given.forward(xhat) - given.y).abs().square())
-    return (residual + batch.sigma0.square() * (2 * trace - _per_item(given.weights))) / xhat[0].numel()
+    variance = beside(batch.sigma0.square(), residual)
+    return (residual + variance * (2 * trace - _per_item(given.weights))) / xhat[0].numel()
 
 
 def ambient_tweedie(
@@ -243,7 +253,7 @@ def _recorrupted(
     variance = _broadcast(batch.sigma0.square(), given.y)
     target = given.y - given.used * variance / given.c * given.e
     floor = given.weights * variance * (1 + given.used * variance / given.c.square())
-    xhat = denoise(given.u, given.sigma_t)
+    xhat = denoise(given.u, beside(given.sigma_t, given.u))
     residual = given.weights * (given.forward(xhat) - target).abs().square()
     return _per_item(residual - floor) / xhat[0].numel()
 
@@ -252,9 +262,9 @@ def supervised(
     denoise: Denoise, batch: CleanBatch, sigma_t: Tensor, generator: torch.Generator, training: Training
 ) -> Tensor:
     """|D(x + sigma_t n) - x|^2 per pixel (batch,): the oracle, and the M-step of EM."""
-    s = _broadcast(sigma_t, batch.image)
-    x_t = batch.image + s * complex_noise(batch.image, generator)
-    return _per_item((denoise(x_t, sigma_t) - batch.image).abs().square()) / batch.image[0].numel()
+    level = beside(sigma_t, batch.image)
+    x_t = batch.image + level.reshape(-1, 1, 1) * complex_noise(batch.image, generator)
+    return _per_item((denoise(x_t, level) - batch.image).abs().square()) / batch.image[0].numel()
 
 
 OBJECTIVES: dict[str, Objective] = {  # by Training.objective; those that see measured data look up Training.basis

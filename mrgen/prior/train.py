@@ -26,7 +26,8 @@ from mrgen.prior.denoiser import Denoise, Denoiser, risk_weight
 from mrgen.prior.distributed import join, silent
 from mrgen.prior.draws import DrawPerItem, stream
 from mrgen.prior.files import save_prior
-from mrgen.prior.objectives import OBJECTIVES, CleanBatch, MeasuredBatch, Objective
+from mrgen.prior.graphs import Graphs
+from mrgen.prior.objectives import OBJECTIVES, CleanBatch, MeasuredBatch, Objective, beside
 from mrgen.prior.progress import Log, Recent
 from mrgen.settings import Protocol, Training
 
@@ -128,6 +129,8 @@ def train(
     if start is not None:
         denoiser.load_state_dict(start)
     denoiser = denoiser.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if device != "cpu" and training.accumulate == 1:  # several parts are for a memory that recordings would fill
+        denoiser.run = Graphs(denoiser.network)
     parameters = dict(denoiser.named_parameters())
     exponent = average_exponent(training.ema)
     average = {k: p.detach().clone() for k, p in parameters.items()}
@@ -172,11 +175,11 @@ def train(
                 denoise = any_pose(model, common)
                 draws = DrawPerItem.of_step(training.seed, step, share.positions or range(1), device)
                 places = torch.tensor(share.positions or range(1))
-                sigma_t, counted = levels[places].to(device, non_blocking=True), len(share.positions) > 0
+                sigma_t, counted = levels[places], len(share.positions) > 0
                 with processes.averaging(model, part == training.accumulate - 1):
                     with draws:
                         risk = objective(draws.outside(denoise), share.items, sigma_t, draws.generator, training)
-                    weighted = loss_weight(sigma_t, share.items, training.sigma_data) * risk
+                    weighted = beside(loss_weight(sigma_t, share.items, training.sigma_data), risk) * risk
                     loss = counted * processes.count / len(levels) * weighted.sum()  # the processes are averaged over
                     loss.backward()  # type: ignore[no-untyped-call]
                 recent.add(part == 0, levels, places, counted * risk.detach())

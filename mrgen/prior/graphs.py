@@ -1,0 +1,101 @@
+"""The passes of a network in training, recorded as CUDA graphs.
+
+A forward and a backward pass start several hundred kernels, each at the price of some microseconds on one processor
+core: more than a GPU takes for them unless the batch is large. Recorded once for a shape, a pass starts at once.
+
+A recording works in memory of its own, which all recordings of a network share, as no more than one is in use: from a
+forward pass to its backward pass. A second forward pass in between runs as it would without this, and so does a shape
+that comes for the first time, or one too many. Batches are filled up to a multiple of STEP, so that those that differ
+by a few images are one shape; what fills them has no weight in the gradient.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+STEP = 4  # images
+MOST = 16  # shapes
+WARM = 3  # passes before a recording, in which libraries choose what they do
+
+
+class _Recording:
+    """Forward and backward pass of `network` for images and noise levels of one shape."""
+
+    def __init__(self, network: nn.Module, images: Tensor, c_noise: Tensor, pool: Any) -> None:
+        self.given, self.pending = (images.clone(), c_noise.clone()), False
+        parameters = list(network.parameters())
+        stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(images.device))
+        with torch.cuda.stream(stream):
+            for _ in range(WARM):
+                out = network(*self.given)
+                torch.autograd.grad(out, parameters, torch.zeros_like(out))
+        torch.cuda.current_stream(images.device).wait_stream(stream)
+        self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        # thread_local: other threads load batches meanwhile
+        with torch.cuda.graph(self.forward, pool, stream, capture_error_mode="thread_local"):
+            out = network(*self.given)
+        self.d_out = torch.zeros_like(out)
+        with torch.cuda.graph(self.backward, pool, stream, capture_error_mode="thread_local"):
+            self.gradients = torch.autograd.grad(out, parameters, self.d_out)
+        self.out = out.detach()
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, recording: _Recording, images: Tensor, c_noise: Tensor, *parameters: Tensor) -> Tensor:
+        for place, value in zip(recording.given, (images, c_noise), strict=True):
+            place[: len(value)].copy_(value)
+        recording.forward.replay()
+        recording.pending = True
+        ctx.recording = recording
+        out: Tensor = recording.out[: len(images)].clone()
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        recording = ctx.recording
+        recording.d_out[: len(d_out)].copy_(d_out)
+        recording.d_out[len(d_out) :].zero_()
+        recording.backward.replay()
+        recording.pending = False
+        return None, None, None, *(g.detach() for g in recording.gradients)
+
+
+class Graphs:
+    """`network`, called as itself, by recordings of its passes where it can.
+
+    The gradients of the parameters lie in a recording and are overwritten by its next backward pass, so they cannot be
+    added up over several. Images want no gradient.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.parameters = tuple(network.parameters())
+        self.recordings: dict[tuple[int, ...], _Recording] = {}
+        self.seen: Counter[tuple[int, ...]] = Counter()
+        self.pool: Any = None
+
+    def __call__(self, images: Tensor, c_noise: Tensor) -> Tensor:
+        """(batch, channels, y, x) and c_noise (batch,) to (batch, 2, y, x)."""
+        count = len(images)
+        shape = -(-count // STEP) * STEP, *images.shape[1:]
+        self.seen[shape] += 1
+        if not torch.is_grad_enabled() or any(r.pending for r in self.recordings.values()):
+            return self.network(images, c_noise)  # type: ignore[no-any-return]
+        if shape not in self.recordings and self.seen[shape] > 1 and len(self.recordings) < MOST:
+            self.pool = self.pool or torch.cuda.graph_pool_handle()
+            rows = torch.arange(shape[0], device=images.device).clamp_max(count - 1)
+            self.recordings[shape] = _Recording(self.network, images[rows], c_noise[rows], self.pool)
+        if shape not in self.recordings:
+            return self.network(images, c_noise)  # type: ignore[no-any-return]
+        replay = partial(_Replay.apply, self.recordings[shape])
+        out: Tensor = replay(images, c_noise, *self.parameters)
+        return out
