@@ -110,6 +110,7 @@ class EM(Settings):
     flow: Literal[0] | Annotated[int, Field(ge=2)] = Field(
         0, description="noise levels of the flow that samples go back by; 0: they are learned from as drawn"
     )
+    quietest: float = Field(1.0, gt=0, le=1, description="share of the slices, those of least noise, to learn from")
     gate: float = Field(2.5, ge=0, description="samples serve noise levels above gate sqrt(R) sigma0; 0: all levels")
     held_out: float = Field(0.1, gt=0, lt=1, description="share of the lines outside the centre that is withheld")
     held_out_slices: int = Field(32, ge=2, description="slices that lines are withheld of")

@@ -20,11 +20,12 @@ from torch import Tensor
 
 from experiment.data import Arm, clean_set, measured_set, read, training_scans
 from mrgen.posterior.baselines import cg_sense, l1_wavelet, zero_filled
-from mrgen.posterior.em import network_steps
+from mrgen.posterior.em import network_steps, several_samples
 from mrgen.posterior.reconstruct import posterior_samples
+from mrgen.posterior.together import together_applies
 from mrgen.prior.cache import CachedScan, alone
 from mrgen.prior.data import item_of
-from mrgen.prior.em import Case, Run, expectation_maximisation
+from mrgen.prior.em import SEVERAL, Case, Run, expectation_maximisation, quietest
 from mrgen.prior.files import load_prior, read_safetensors, save_gaussian
 from mrgen.prior.gaussian import fit_gaussian
 from mrgen.prior.mstep import stages_of
@@ -60,14 +61,12 @@ def better_prior(
     start: Path | None,
     rounds: int,
     diffem: bool,
-    quietest: float,
     out: Path,
     device: str,
 ) -> None:
-    """EM, or DiffEM, from the prior `start`, or from a Gaussian fitted to the scans, of which the `quietest` share."""
+    """EM, or DiffEM, from the prior `start`, or from a Gaussian fitted to the scans."""
     folder, stored = out.parent / "rounds" / out.stem, training_scans(scans, arm)
-    loudest = np.quantile([scan.sigma0[0] for scan in stored], quietest)
-    stored = [scan for scan in stored if scan.sigma0[0] <= loudest]
+    stored = [stored[n] for n in quietest([scan.sigma0[0] for scan in stored], protocol.em.quietest)]  # R is the same
     if start is None:
         start = folder / "gaussian.safetensors"
         with alone(start, -1):
@@ -114,16 +113,28 @@ def write_json(path: Path, content: object) -> None:
 
 
 def evaluate_prior(prior: Path, recipe: Recipe, seed: int, tests: list[Path], outs: list[Path], device: str) -> None:
-    """Figures of the mean magnitude of `recipe.samples` samples for each test scan."""
+    """Figures of the mean magnitude of `recipe.samples` samples for each test scan.
+
+    On a GPU several scans are sampled at once, those of like noise together, as sampling ends at the same level.
+    """
     loaded = load_prior(prior, device, amp=device != "cpu")
-    for file, out in zip(tests, outs, strict=True):
-        rows: Rows = []
-        for acceleration, slice_, reference, person in [] if out.exists() else undersampled(file, device):
-            generator = torch.Generator(device).manual_seed(1_000 * seed + int(file.stem))
-            mean = posterior_samples(slice_, loaded, recipe, generator).abs().mean(0)
-            rows.append(figures(mean, reference, slice_, acceleration, person))
-        if rows:
-            write_json(out, rows)
+    together = device != "cpu" and together_applies(recipe)
+    todo = [(CachedScan.open(file).sigma0[0], file, out) for file, out in zip(tests, outs, strict=True)]
+    todo = sorted(case for case in todo if not case[2].exists())
+    size = SEVERAL if together else 1
+    for group in (todo[i : i + size] for i in range(0, len(todo), size)):
+        rows: list[Rows] = [[] for _ in group]
+        for cases in zip(*(undersampled(file, device) for _, file, _ in group), strict=True):  # of one R after another
+            slices = [case[1] for case in cases]
+            generators = [torch.Generator(device).manual_seed(1_000 * seed + int(file.stem)) for _, file, _ in group]
+            if together:
+                samples = several_samples(slices, loaded, recipe, generators)
+            else:
+                samples = [posterior_samples(s, loaded, recipe, g) for s, g in zip(slices, generators, strict=True)]
+            for row, drawn, (acceleration, slice_, reference, person) in zip(rows, samples, cases, strict=True):
+                row.append(figures(drawn.abs().mean(0), reference, slice_, acceleration, person))
+        for row, (_, _, out) in zip(rows, group, strict=True):
+            write_json(out, row)
 
 
 def _classical(slice_: Slice, method: str, regularisation: float, iterations: int) -> Tensor:

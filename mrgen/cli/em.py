@@ -14,7 +14,7 @@ from mrgen.errors import MrgenError
 from mrgen.posterior.em import network_steps
 from mrgen.prior.cache import alone
 from mrgen.prior.data import StoredItem, TrainingSet
-from mrgen.prior.em import Case, Run, expectation_maximisation
+from mrgen.prior.em import Case, Run, expectation_maximisation, quietest
 from mrgen.prior.files import load_prior, save_gaussian
 from mrgen.prior.gaussian import fit_gaussian
 from mrgen.review.figure import NOTICE
@@ -61,6 +61,10 @@ def em(
     prepare_output_dir(work)
     data = TrainingSet.from_folder(folder, protocol, cache or work / "cache", device=target)
     items = [item for item in data.items if isinstance(item, StoredItem)]
+    noise = [(item.mask.numel() / float(item.mask.sum())) ** 0.5 * item.sigma0 for item in items]
+    items = [items[n] for n in quietest(noise, protocol.em.quietest)]
+    if len(items) < len(noise):
+        typer.echo(f"learning from the {len(items)} quietest of {len(noise)} slices")
 
     first = work / "gaussian.safetensors" if start == "gaussian" else Path(start)
     if start == "gaussian":

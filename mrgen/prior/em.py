@@ -40,6 +40,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 import uuid
@@ -120,6 +121,12 @@ class Run:
     def generator(self, device: str, *purpose: object) -> torch.Generator:
         digest = hashlib.sha256(json.dumps([self.seed, *map(str, purpose)]).encode()).digest()
         return torch.Generator(device).manual_seed(int.from_bytes(digest[:7]))
+
+
+def quietest(noise: Sequence[float], share: float) -> list[int]:
+    """Indices of the slices to learn from, of the noise std of their images, sqrt(R) sigma0: at least a `share`."""
+    loudest = sorted(noise)[math.ceil(share * len(noise)) - 1]
+    return [n for n, std in enumerate(noise) if std <= loudest]
 
 
 def expectation_maximisation(

@@ -30,8 +30,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = 2048  # pixels that one program goes through
-TILE = 4096  # numbers that it holds at a time
+TILE = 4096  # numbers that one program holds at a time
+TILES, CHUNKS = 8, 64  # that it goes through at least; in which an image is divided at most
 # A kernel that is there can be started without looking at all arguments again, which takes longer than to start it.
 DIRECT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6) and not triton.knobs.runtime.interpret
 
@@ -156,11 +156,18 @@ def _apply(x_at, dh_at, sums_at, back_at, gamma_at, beta_at, modulation_at, out_
 _ready: dict[tuple[object, ...], Any] = {}  # kernels by what they were compiled for; all memory given is aligned
 
 
+def _divide(width: int, pixels: int, groups: int) -> tuple[int, tuple[int, ...]]:
+    """How many chunks an image has, whatever is beside it, and WIDTH, GROUPS, SPAN, CHUNKS, CHUNK and ROWS."""
+    span = triton.next_power_of_2(width // groups)
+    rows = TILE // (groups * span)
+    chunk = rows * max(TILES, triton.next_power_of_2(triton.cdiv(pixels, CHUNKS * rows)))
+    chunks = triton.cdiv(pixels, chunk)
+    return chunks, (width, groups, span, triton.next_power_of_2(chunks), chunk, rows)
+
+
 def _start(kernel: Any, x: Tensor, modulation: Tensor, groups: int, given: tuple[Any, ...], backward: bool) -> None:
     """Run a kernel on all chunks of `x`; `given` are its arguments before the sizes."""
-    width, pixels = x.shape[1], x.shape[2] * x.shape[3]
-    span, chunks = triton.next_power_of_2(width // groups), triton.cdiv(pixels, CHUNK)
-    sizes = width, groups, span, triton.next_power_of_2(chunks), CHUNK, TILE // (groups * span)
+    chunks, sizes = _divide(x.shape[1], x.shape[2] * x.shape[3], groups)
     key = kernel, x.device, x.dtype, modulation.dtype, sizes, backward
     with torch.cuda.device_of(x):
         found = _ready.get(key, kernel)[x.shape[0], chunks, 1](*given, *sizes, backward)
@@ -175,7 +182,8 @@ class _NormSiLU(torch.autograd.Function):
     ) -> Tensor:
         x, modulation = x.contiguous(memory_format=torch.channels_last), modulation.contiguous()
         pixels, out = x.shape[2] * x.shape[3], torch.empty_like(x)
-        sums = x.new_empty(x.shape[0], triton.cdiv(pixels, CHUNK), 2, x.shape[1], dtype=torch.float32)
+        chunks, _ = _divide(x.shape[1], pixels, groups)
+        sums = x.new_empty(x.shape[0], chunks, 2, x.shape[1], dtype=torch.float32)
         affine = gamma, beta, modulation
         _start(_sums, x, modulation, groups, (x, x, sums, *affine, sums, pixels, eps), False)
         _start(_apply, x, modulation, groups, (x, x, sums, sums, *affine, out, sums, modulation, pixels, eps), False)

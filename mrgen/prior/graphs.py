@@ -29,18 +29,24 @@ class _Recording:
 
     def __init__(self, network: nn.Module, images: Tensor, c_noise: Tensor, pool: Any) -> None:
         self.given, self.pending = (images.clone(), c_noise.clone()), False
-        parameters = list(network.parameters())
+        # the same memory under other names, of which no gradient is being accumulated on the stream of the training
+        names = {name: p.detach().requires_grad_() for name, p in network.named_parameters()}
+        parameters = list(names.values())
+
+        def run() -> Tensor:
+            return torch.func.functional_call(network, names, self.given)  # type: ignore[no-any-return]
+
         stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(images.device))
         with torch.cuda.stream(stream):
             for _ in range(WARM):
-                out = network(*self.given)
+                out = run()
                 torch.autograd.grad(out, parameters, torch.zeros_like(out))
         torch.cuda.current_stream(images.device).wait_stream(stream)
         self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         # thread_local: other threads load batches meanwhile
         with torch.cuda.graph(self.forward, pool, stream, capture_error_mode="thread_local"):
-            out = network(*self.given)
+            out = run()
         self.d_out = torch.zeros_like(out)
         with torch.cuda.graph(self.backward, pool, stream, capture_error_mode="thread_local"):
             self.gradients = torch.autograd.grad(out, parameters, self.d_out)

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from mrgen.prior.data import TrainingSet
 from mrgen.prior.denoiser import Denoise
-from mrgen.prior.distributed import is_first
+from mrgen.prior.distributed import is_first, local_device
 from mrgen.prior.em import read_samples
 from mrgen.prior.files import FORMAT, load_prior, read_safetensors, save_prior
 from mrgen.prior.objectives import CleanBatch, Objective, beside, complex_noise
@@ -38,6 +38,7 @@ from mrgen.prior.train import train
 from mrgen.settings import Network, Protocol, Training
 
 LEFT = 0.15
+HELD = 2**32  # bytes of samples that an M-step keeps in memory
 WARMUP = 0.1  # share of the updates that warm-up takes at most where a network is trained further
 
 
@@ -73,11 +74,14 @@ def noise_floors(s: Tensor, gate: float) -> Tensor:
 class SampleFiles(Sequence[Tensor]):
     """The first `samples` samples (y, x) of every file of a round, read when they are asked for.
 
-    With `condition` they are (2, y, x): each with its condition.
+    As many as have room in HELD stay on `device` from then on. With `condition` they are (2, y, x): each with its
+    condition.
     """
 
-    def __init__(self, files: list[Path], samples: int, condition: bool) -> None:
-        self.files, self.samples, self.condition = files, samples, condition
+    def __init__(self, files: list[Path], samples: int, condition: bool, device: str = "cpu") -> None:
+        self.files, self.samples, self.condition, self.device = files, samples, condition, device
+        self.held: dict[int, Tensor] = {}
+        self.room = HELD
 
     def __len__(self) -> int:
         return len(self.files) * self.samples
@@ -89,10 +93,15 @@ class SampleFiles(Sequence[Tensor]):
     def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
+        if index in self.held:
+            return self.held[index]
         file, sample = divmod(index, self.samples)
         names = ("image", "condition") if self.condition else ("image",)
         images = [read_samples(self.files[file], name)[sample] for name in names]
-        return torch.stack(images) if self.condition else images[0]
+        item = (torch.stack(images) if self.condition else images[0].clone()).to(self.device)
+        if item.nbytes <= self.room:
+            self.held[index], self.room = item, self.room - item.nbytes
+        return item
 
 
 def learn_from_samples(
@@ -121,7 +130,7 @@ def learn_from_samples(
     if first:
         report(f"the network {'goes on from the prior before' if same else 'begins from scratch'}")
     condition = protocol.network.condition
-    samples = SampleFiles(files, em.samples, condition)
+    samples = SampleFiles(files, em.samples, condition, local_device(device))
     relaxing = em.relaxation > 1 and old.conditional == condition
     about = [_about(file) for file in files for _ in range(em.samples)]
     shapes, s = [shape for shape, _ in about], torch.tensor([s for _, s in about])

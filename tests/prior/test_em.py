@@ -26,11 +26,20 @@ from mrgen.posterior.baselines import zero_filled
 from mrgen.posterior.reconstruct import conditional_samples, posterior_samples
 from mrgen.prior.cache import CachedScan
 from mrgen.prior.data import TrainingSet
-from mrgen.prior.em import Case, Run, Steps, expectation_maximisation, held_out, measured_again, read_samples
+from mrgen.prior.em import (
+    Case,
+    Run,
+    Steps,
+    expectation_maximisation,
+    held_out,
+    measured_again,
+    quietest,
+    read_samples,
+)
 from mrgen.prior.files import Prior, load_prior, read_safetensors, save_gaussian, save_prior, write_safetensors
 from mrgen.prior.gaussian import Gaussian
 from mrgen.prior.heldout import mean_score, outside_centre, score, withhold
-from mrgen.prior.mstep import from_samples, learn_from_samples, noise_floors
+from mrgen.prior.mstep import SampleFiles, from_samples, learn_from_samples, noise_floors
 from mrgen.prior.objectives import CleanBatch
 from mrgen.prior.spectrum import BINS
 from mrgen.scans.scan import Slice
@@ -536,6 +545,32 @@ def test_the_gate_counts_the_noise_beyond_that_of_the_cleanest() -> None:
     for count in range(1, 60):
         s = torch.rand(count, generator=torch.Generator().manual_seed(count))
         assert (noise_floors(s, 2.5) == 0).sum() >= 0.15 * count
+
+
+def test_the_quietest_slices() -> None:
+    noise = [0.3, 0.1, 0.2, 0.1, 0.4]
+    assert quietest(noise, 1.0) == [0, 1, 2, 3, 4]
+    assert quietest(noise, 0.6) == [1, 2, 3]
+    assert quietest(noise, 0.2) == [1, 3]  # as both are alike
+    assert quietest([1.0], 0.01) == [0]
+
+
+@pytest.mark.parametrize("condition", [False, True])
+def test_samples_are_read_once_where_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, condition: bool
+) -> None:
+    g = torch.Generator().manual_seed(0)
+    images = {name: torch.randn(3, 8, 6, 2, generator=g).half() for name in ("image", "condition")}
+    write_safetensors(tmp_path / "a.safetensors", images, {})
+    whole = [torch.view_as_complex(images[name].float()) for name in images]
+    wanted = [torch.stack([x[n] for x in whole]) if condition else whole[0][n] for n in range(2)]
+    monkeypatch.setattr("mrgen.prior.mstep.HELD", wanted[0].nbytes)
+    samples = SampleFiles([tmp_path / "a.safetensors"], 2, condition)
+    assert all(torch.equal(a, b) for a, b in zip(samples, wanted, strict=True))
+    (tmp_path / "a.safetensors").unlink()
+    assert torch.equal(samples[0], wanted[0])
+    with pytest.raises(MrgenError, match="no such file"):
+        samples[1]
 
 
 @pytest.mark.parametrize("condition", [False, True])

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from mrgen.prior import unet
 from mrgen.prior.unet import norm_silu
 
-CHUNK = 64  # pixels; and, in this order, cases of some chunks, of one that is full, and of groups with empty columns
-CASES = [(16, (10, 15)), (32, (8, 8)), (48, (3, 5))]
+TILE = 1024  # numbers; and, in this order, cases of some chunks, of one that is full, and of groups with empty columns
+CASES = [(16, (10, 15)), (32, (4, 8)), (48, (3, 5))]
 LARGE = [(64, (60, 37)), (96, (40, 46)), (192, (20, 23))]
 
 
@@ -62,12 +62,14 @@ def interpreted() -> None:
     """In single precision the kernels run, in double what they are compared with."""
     from mrgen.prior import fused
 
-    fused.CHUNK, fused.TILE = CHUNK, 16 * CHUNK
+    fused.TILE, fused.TILES = TILE, 1
     plain = norm_silu
     globals()["norm_silu"] = lambda x, *rest: (plain if x.dtype == torch.float64 else fused.norm_silu)(x, *rest)
-    for width, shape in CASES:
-        for modulated in (False, True):
-            compare("cpu", width, shape, modulated, torch.float32)
+    for fused.CHUNKS in (64, 2):  # so the first case has three chunks of a tile, or two of two
+        for width, shape in CASES:
+            for modulated in (False, True):
+                compare("cpu", width, shape, modulated, torch.float32)
+    assert fused._divide(16, 150, 16) == (2, (16, 16, 1, 2, 128, 64))
 
 
 def test_the_kernels_compute_what_pytorch_does() -> None:
@@ -86,9 +88,8 @@ def test_the_kernels_compile_for_an_h100(tmp_path: Path, monkeypatch: pytest.Mon
 
     from mrgen.prior import fused
 
-    for kernel, width, chunks, backward in product((fused._sums, fused._apply), (64, 96), (16,), (False, True)):
-        span, names = triton.next_power_of_2(width // 16), kernel.arg_names
-        sizes = width, 16, span, chunks, fused.CHUNK, fused.TILE // (16 * span), backward
+    for kernel, width, backward in product((fused._sums, fused._apply), (64, 96), (False, True)):
+        names, sizes = kernel.arg_names, (*fused._divide(width, 160 * 184, 16)[1], backward)
         constants = {(len(names) - len(sizes) + i,): value for i, value in enumerate(sizes)}
         given = {"pixels": "i32", "eps": "fp32", "x_at": "*bf16", "dh_at": "*bf16", "modulation_at": "*bf16"}
         signature = {n: "constexpr" if (i,) in constants else given.get(n, "*fp32") for i, n in enumerate(names)}

@@ -62,8 +62,9 @@ def follow(device: str, tolerance: float) -> Graphs:
         x, c = torch.randn(count, 2, *shape, generator=g).to(device), torch.randn(count, generator=g).to(device)
         wanted, found = result(net, net, x, c), result(run, net, x, c)
         assert len(found) == 1 + len(list(net.parameters()))
+        gradient = max(float(b.norm()) for b in wanted[1:])  # some are zero but for rounding
         for a, b in zip(found, wanted, strict=True):
-            assert (a - b).norm() <= tolerance * b.norm(), (count, shape)
+            assert (a - b).norm() <= tolerance * max(b.norm(), 1e-3 * gradient), (count, shape)
     assert set(run.recordings) == {(8, 2, 12, 16), (8, 2, 16, 12)}
     return run
 
