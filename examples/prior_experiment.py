@@ -25,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from experiment.plan import ARMS, SHORT, TINY, Experiment, Size
+from experiment.plan import ARMS, ROWS, SHORT, TINY, Experiment, Size
 from experiment.report import markdown, record
 from experiment.schedule import in_this_process, on_gpus
 from experiment.work import say, write_json
@@ -39,8 +39,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--gpus", type=int, default=torch.cuda.device_count())
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop after this time, to be resumed")
     parser.add_argument("--jobs-per-gpu", type=int, default=1, help="at once; small networks leave room for several")
+    parser.add_argument("--rows", nargs="+", default=[], choices=list(ROWS), help="these alone, without seeds and arms")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--short", action="store_true", help="the same with a quarter of the scans and updates")
+    size.add_argument("--short", action="store_true", help="the same in small: examples/experiment/plan.py")
     size.add_argument("--tiny", action="store_true", help="a rehearsal on a CPU")
     parser.add_argument("-o", "--out", type=Path, required=True, help=".json; tables go to .md beside it")
     parser.add_argument("--job", help=argparse.SUPPRESS)  # one job, as the schedule calls it
@@ -48,7 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
 
     cores = max(1, (os.cpu_count() or 1) * 3 // 4) if args.gpus else 1
-    experiment = Experiment(args.images, args.volume, args.work, SHORT if args.short else Size(), cores)
+    experiment = Experiment(
+        args.images, args.volume, args.work, SHORT if args.short else Size(), cores, only=tuple(args.rows)
+    )
     if args.tiny:
         quick = args.work / "tiny.toml"
         args.work.mkdir(parents=True, exist_ok=True)

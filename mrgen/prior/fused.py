@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 TILE = 4096  # numbers that one program holds at a time
-TILES, CHUNKS = 8, 64  # that it goes through at least; in which an image is divided at most
+TILES, CHUNKS = 2, 64  # that it goes through at least; in which an image is divided at most
 # A kernel that is there can be started without looking at all arguments again, which takes longer than to start it.
 DIRECT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6) and not triton.knobs.runtime.interpret
 
@@ -170,8 +170,11 @@ def _start(kernel: Any, x: Tensor, modulation: Tensor, groups: int, given: tuple
     chunks, sizes = _divide(x.shape[1], x.shape[2] * x.shape[3], groups)
     key = kernel, x.device, x.dtype, modulation.dtype, sizes, backward
     with torch.cuda.device_of(x):
-        found = _ready.get(key, kernel)[x.shape[0], chunks, 1](*given, *sizes, backward)
-    if DIRECT and key not in _ready:
+        if key in _ready:
+            _ready[key][x.shape[0], chunks, 1](*given, *sizes, backward)
+            return
+        found = kernel[x.shape[0], chunks, 1](*given, *sizes, backward)
+    if DIRECT:
         _ready[key] = found
 
 
