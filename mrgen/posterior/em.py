@@ -61,7 +61,7 @@ def network_steps(
     """
     if device != "cpu" and (own := local_device(device)) != device:
         torch.cuda.set_device(own)
-    recipe = load(Recipe, protocol.em.recipe).model_copy(update={"samples": protocol.em.samples})
+    recipe = load(Recipe, protocol.em.recipe)
     if recipe.method != "posterior":
         raise MrgenError(f"recipe {protocol.em.recipe!r} draws no samples: name a posterior recipe in [em] recipe")
     network = protocol.network.model_copy(update={"condition": diffem})
@@ -71,15 +71,16 @@ def network_steps(
     learn = partial(learn_from_samples, device=device, report=report)
     batch = Batch.on(device, report)
 
-    def sample(slice_: Slice, prior: Prior, generator: torch.Generator) -> Tensor:
+    def sample(slice_: Slice, prior: Prior, generator: torch.Generator, n: int) -> Tensor:
+        several = recipe.model_copy(update={"samples": n})
         if prior.conditional:
-            return conditional_samples(slice_, prior, recipe, simple(slice_), generator)
-        return posterior_samples(slice_, prior, recipe, generator, batch=batch)
+            return conditional_samples(slice_, prior, several, simple(slice_), generator)
+        return posterior_samples(slice_, prior, several, generator, batch=batch)
 
-    def several(slices: list[Slice], prior: Prior, generators: list[torch.Generator]) -> list[Tensor]:
+    def several(slices: list[Slice], prior: Prior, generators: list[torch.Generator], n: int) -> list[Tensor]:
         if prior.conditional or not together_applies(recipe):
-            return [sample(slice_, prior, g) for slice_, g in zip(slices, generators, strict=True)]
-        return several_samples(slices, prior, recipe, generators)
+            return [sample(slice_, prior, g, n) for slice_, g in zip(slices, generators, strict=True)]
+        return several_samples(slices, prior, recipe.model_copy(update={"samples": n}), generators)
 
     def extrapolate(prior: Prior, before: Prior, w: float) -> Prior:
         def denoiser(x_t: Tensor, sigma: Tensor) -> Tensor:
@@ -103,6 +104,6 @@ def network_steps(
     )
     settings = {
         "protocol": rounds.model_dump(mode="json", exclude={"description", "em"}),
-        "recipe": recipe.model_dump(mode="json", exclude={"description"}),
+        "recipe": recipe.model_dump(mode="json", exclude={"description", "samples"}),
     }
     return steps, settings

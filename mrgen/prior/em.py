@@ -82,7 +82,7 @@ class Steps(Generic[P]):
     """What a prior is, and how one is drawn from and learned."""
 
     load: Callable[[Path], P]
-    sample: Callable[[Slice, P, torch.Generator], Tensor]  # posterior samples (n, y, x) of a slice
+    sample: Callable[[Slice, P, torch.Generator, int], Tensor]  # so many posterior samples (n, y, x) of a slice
     maximise: Callable[[list[Path], Path, Path], None]  # files of samples, the prior before, the one to write
     # DiffEM: a simple reconstruction (y, x) of a slice, and how to learn a prior from the last samples, as `maximise`
     condition: Callable[[Slice], Tensor] | None = None
@@ -92,7 +92,7 @@ class Steps(Generic[P]):
     # where samples (n, y, x) of a slice go before they are learned from, the generator last
     transport: Callable[[Slice, Tensor, P, torch.Generator], Tensor] | None = None
     # `sample` for several slices at once, each with its generator, where that is faster
-    several: Callable[[list[Slice], P, list[torch.Generator]], list[Tensor]] | None = None
+    several: Callable[[list[Slice], P, list[torch.Generator], int], list[Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ def _expect(
     scoring = withheld.issuperset(case.name for case in cases)
     if w and steps.extrapolate and number > 2 and not scoring:
         prior = steps.extrapolate(prior, steps.load(run.prior(number - 2)), w)
-    size = SEVERAL if steps.several and not scoring else 1
+    size = SEVERAL if steps.several else 1
     groups = [cases[i : i + size] for i in range(0, len(cases), size)]  # the same in every process: one lock for each
     begun = spoken = time.monotonic()
     for patience in (0, -1):  # those that nobody is at; then, without end of patience, those of the others
@@ -258,37 +258,32 @@ def _expect(
 
 
 def _sample(run: Run, steps: Steps[P], prior: P, group: Sequence[Case], number: int, withheld: set[str]) -> None:
-    """Write the samples of those of a group that have none, one by one where lines are withheld."""
+    """Write the samples of those of a group that have none; and their scores, where lines are withheld."""
     missing = [case for case in group if not run.samples(number, case).exists()]
-    plain = [case for case in missing if case.name not in withheld]
-    if steps.several and plain:
-        slices = [case.read().to(run.device) for case in plain]
-        generators = [run.generator(run.device, number, case.name) for case in plain]
-        drawn = steps.several(slices, prior, generators)
-        for case, slice_, samples, generator in zip(plain, slices, drawn, generators, strict=True):
-            _store(run, steps, prior, case, number, slice_, samples, generator, {})
-        missing = [case for case in missing if case.name in withheld]
-    for case in missing:
-        _sample_one(run, steps, prior, case, number, case.name in withheld)
+    for held in (False, True):
+        if alike := [case for case in missing if (case.name in withheld) == held]:
+            _sample_alike(run, steps, prior, alike, number, held)
 
 
-def _sample_one(run: Run, steps: Steps[P], prior: P, case: Case, number: int, held: bool) -> None:
-    """Write the samples of a case, with their score where lines are withheld of it."""
-    given, metadata = case.read().to(run.device), {}
-    generator, wanted = run.generator(run.device, number, case.name), 1
-    if held:
-        whole, wanted = given, run.settings.held_out_samples
-        given, withheld = withhold(whole, run.settings.held_out, run.generator("cpu", "lines", case.name))
-        generator = run.generator(run.device, "held out", case.name)  # the same noise each round: scores differ less
+def _sample_alike(run: Run, steps: Steps[P], prior: P, cases: Sequence[Case], number: int, held: bool) -> None:
+    settings, whole = run.settings, [case.read().to(run.device) for case in cases]
+    given, n, purpose, lines = whole, settings.samples, str(number), list[Tensor]()
+    if held:  # the same noise each round: scores differ less
+        chosen = [run.generator("cpu", "lines", case.name) for case in cases]
+        pairs = [withhold(slice_, settings.held_out, g) for slice_, g in zip(whole, chosen, strict=True)]
+        given, lines = ([pair[i] for pair in pairs] for i in range(2))  # type: ignore[assignment]
+        n, purpose = settings.held_out_samples, "held out"
+    generators = [run.generator(run.device, purpose, case.name) for case in cases]
     try:
-        samples = steps.sample(given, prior, generator)
-        while len(samples) < wanted:
-            samples = torch.cat([samples, steps.sample(given, prior, generator)])
+        if steps.several:
+            drawn = steps.several(given, prior, generators, n)
+        else:
+            drawn = [steps.sample(slice_, prior, g, n) for slice_, g in zip(given, generators, strict=True)]
     except MrgenError as error:
-        raise MrgenError(f"{case.name}: {error}") from error
-    if held:
-        metadata["score"] = asdict(score(whole, withheld, samples))
-    _store(run, steps, prior, case, number, given, samples, generator, metadata)
+        raise MrgenError(f"{cases[0].name}{' and others' * (len(cases) > 1)}: {error}") from error
+    for i, (case, samples) in enumerate(zip(cases, drawn, strict=True)):
+        metadata = {"score": asdict(score(whole[i], lines[i], samples))} if held else {}
+        _store(run, steps, prior, case, number, given[i], samples, generators[i], metadata)
 
 
 def _store(

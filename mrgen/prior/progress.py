@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mrgen.errors import MrgenError
 from mrgen.prior.distributed import Processes
+from mrgen.prior.objectives import beside
 from mrgen.settings import Training
 
 INTERVALS = 200  # rows of the table, at most
@@ -115,7 +116,7 @@ class Recent:
         if new:
             self.levels.append(levels)
             self.risks.append(torch.zeros(len(levels), device=risk.device))
-        self.risks[-1].index_add_(0, places.to(risk.device, non_blocking=True), risk)
+        self.risks[-1].index_add_(0, beside(places, risk), risk)
 
     def move(self, log: Log, step: int, processes: Processes, name: str) -> float:
         """Enter all into `log`, `step` steps being done; gives their mean. Raises MrgenError if one is not finite."""

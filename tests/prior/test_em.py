@@ -96,17 +96,13 @@ def save(path: Path, c: Tensor) -> Path:
     return path
 
 
-def draw(n: int) -> Callable[[Slice, Tensor, torch.Generator], Tensor]:
-    """Exact posterior samples: x' + K (y - A x' - z') for x' ~ CN(0, C), z' ~ CN(0, sigma0^2)."""
-
-    def sample(slice_: Slice, c: Tensor, generator: torch.Generator) -> Tensor:
-        a = F[slice_.mask.bool().expand(SHAPE).flatten()]
-        y = slice_.kspace[0][..., slice_.mask.bool()].flatten()
-        gain = c @ a.mH @ torch.linalg.inv(a @ c @ a.mH + slice_.sigma0**2 * torch.eye(len(a)))
-        x = root(c) @ white(generator, N, n)
-        return (x + gain @ (y[:, None] - a @ x - slice_.sigma0 * white(generator, len(a), n))).T.reshape(n, *SHAPE)
-
-    return sample
+def draw(slice_: Slice, c: Tensor, generator: torch.Generator, n: int) -> Tensor:
+    """Exact posterior samples (n, y, x): x' + K (y - A x' - z') for x' ~ CN(0, C), z' ~ CN(0, sigma0^2)."""
+    a = F[slice_.mask.bool().expand(SHAPE).flatten()]
+    y = slice_.kspace[0][..., slice_.mask.bool()].flatten()
+    gain = c @ a.mH @ torch.linalg.inv(a @ c @ a.mH + slice_.sigma0**2 * torch.eye(len(a)))
+    x = root(c) @ white(generator, N, n)
+    return (x + gain @ (y[:, None] - a @ x - slice_.sigma0 * white(generator, len(a), n))).T.reshape(n, *SHAPE)
 
 
 def maximise(files: list[Path], before: Path, target: Path) -> None:
@@ -115,13 +111,15 @@ def maximise(files: list[Path], before: Path, target: Path) -> None:
     save(target, x.T @ x.conj() / len(x))
 
 
-def steps(n: int = 4) -> Steps[Tensor]:
-    return Steps(load_covariance, draw(n), maximise)
+def steps() -> Steps[Tensor]:
+    return Steps(load_covariance, draw, maximise)
 
 
 def run_in(folder: Path, cases: list[Case], start: Tensor, **settings: Any) -> Run:
     first = save(folder / "start.safetensors", start)
-    return Run(cases, first, folder / "work", EM(**{"held_out": 0.3, "held_out_slices": 40} | settings), {})
+    return Run(
+        cases, first, folder / "work", EM(**{"samples": 4, "held_out": 0.3, "held_out_slices": 40} | settings), {}
+    )
 
 
 def test_em_recovers_the_covariance(tmp_path: Path) -> None:
@@ -167,7 +165,7 @@ def test_noise_that_a_prior_believes_in_goes_only_slowly(tmp_path: Path, w: floa
     """P' = P + (P / (P + s^2))^2 (C - P) with C = 0 where all is measured; P' = P where nothing is."""
     lines = torch.tensor([1.0, 0, 1, 1, 1, 1]).double()  # line 0 is withheld now and then
     cases = toy(torch.zeros(N, N, dtype=torch.complex128), 60, sigma0=1.0, lines=lines)
-    run = run_in(tmp_path, cases, torch.eye(N, dtype=torch.complex128), held_out_slices=4, extrapolation=w)
+    run = run_in(tmp_path, cases, torch.eye(N, dtype=torch.complex128), samples=8, held_out_slices=4, extrapolation=w)
 
     def diagonal(files: list[Path], before: Path, target: Path) -> None:  # of the priors that are stationary
         x = torch.cat([read_samples(file) for file in files]).to(torch.complex128)
@@ -176,7 +174,7 @@ def test_noise_that_a_prior_believes_in_goes_only_slowly(tmp_path: Path, w: floa
     def extrapolate(c: Tensor, before: Tensor, w: float) -> Tensor:
         return c + w * (c - before)
 
-    steps = Steps(load_covariance, draw(8), diagonal, extrapolate=extrapolate)
+    steps = Steps(load_covariance, draw, diagonal, extrapolate=extrapolate)
     log = expectation_maximisation(run, steps, 6, tmp_path / "out.safetensors", silent)
     assert len(log) == 7
     spectra = [(F @ load_covariance(run.prior(r)) @ F.mH).diagonal().real.reshape(SHAPE).mean(0) for r in range(1, 7)]
@@ -191,7 +189,7 @@ def test_samples_are_scored_as_drawn_and_learned_from_where_they_go(tmp_path: Pa
     """Where all is measured and x + n = y, the flow's end has P' = P s^2 / (P + s^2): s^2 / rounds."""
     lines = torch.tensor([1.0, 0, 1, 1, 1, 1]).double()  # line 0 is withheld now and then
     cases = toy(torch.zeros(N, N, dtype=torch.complex128), 60, sigma0=1.0, lines=lines)
-    run = run_in(tmp_path, cases, torch.eye(N, dtype=torch.complex128), held_out_slices=4)
+    run = run_in(tmp_path, cases, torch.eye(N, dtype=torch.complex128), samples=8, held_out_slices=4)
 
     def white_noise(files: list[Path], before: Path, target: Path) -> None:  # of the power that the lines 2 to 5 have
         x = torch.cat([read_samples(file) for file in files]).to(torch.complex128)
@@ -201,7 +199,7 @@ def test_samples_are_scored_as_drawn_and_learned_from_where_they_go(tmp_path: Pa
         p = c[0, 0].real
         return (p / (p + 1)).sqrt() * ifft2c(slice_.kspace).expand_as(samples)
 
-    plain = Steps(load_covariance, draw(8), white_noise)
+    plain = Steps(load_covariance, draw, white_noise)
     log = expectation_maximisation(run, replace(plain, transport=transport), 5, tmp_path / "out.safetensors", silent)
     power = sum(float(case.read().kspace[..., 2:].abs().square().mean()) for case in cases) / len(cases)
     expected = [1.0]
@@ -256,7 +254,7 @@ def test_the_score_of_the_right_prior_is_that_of_the_closed_form() -> None:
                 continue
             whole, g = case.read(), torch.Generator().manual_seed(1)
             given, withheld = withhold(whole, 0.3, g)
-            scores.append(score(whole, withheld, draw(400)(given, prior, g)))
+            scores.append(score(whole, withheld, draw(given, prior, g, 400)))
             a = F[given.mask.bool().expand(SHAPE).flatten()]
             gain = prior @ a.mH @ torch.linalg.inv(a @ prior @ a.mH + SIGMA0**2 * torch.eye(len(a)))
             rest = F[withheld.bool().expand(SHAPE).flatten()]
@@ -331,7 +329,7 @@ def test_a_run_that_is_broken_off_again_and_again_gives_the_same_files(tmp_path:
 
         return until_killed
 
-    weak = Steps(load_covariance, mortal(draw(4)), mortal(maximise))
+    weak = Steps(load_covariance, mortal(draw), mortal(maximise))
     for _ in range(50):
         try:
             run = run_in(tmp_path / "b", cases, start)
@@ -353,10 +351,10 @@ def test_processes_that_share_a_folder_share_the_work(tmp_path: Path) -> None:
     log = expectation_maximisation(alone, steps(), 1, tmp_path / "a/out.safetensors", silent)
     done, learned, logs = [], [], []
 
-    def sample(slice_: Slice, c: Tensor, generator: torch.Generator) -> Tensor:
+    def sample(slice_: Slice, c: Tensor, generator: torch.Generator, n: int) -> Tensor:
         done.append(generator.initial_seed())
         time.sleep(0.005)
-        return draw(4)(slice_, c, generator)
+        return draw(slice_, c, generator, n)
 
     def learn(*arguments: Any) -> None:
         learned.append(arguments)
@@ -388,9 +386,9 @@ def test_slices_sampled_together_give_the_files_that_they_give_alone(
     monkeypatch.setattr("mrgen.prior.em.SEVERAL", 5)
     cases, start, groups = toy(covariance(), 12), torch.eye(N, dtype=torch.complex128), []
 
-    def several(slices: list[Slice], c: Tensor, generators: list[torch.Generator]) -> list[Tensor]:
-        groups.append(len(slices))
-        return [draw(4)(slice_, c, g) for slice_, g in zip(slices, generators, strict=True)]
+    def several(slices: list[Slice], c: Tensor, generators: list[torch.Generator], n: int) -> list[Tensor]:
+        groups.append((len(slices), n))
+        return [draw(slice_, c, g, n) for slice_, g in zip(slices, generators, strict=True)]
 
     runs = [run_in(tmp_path / name, cases, start, held_out_slices=4) for name in "ab"]
     expectation_maximisation(runs[0], steps(), 1, tmp_path / "a/out.safetensors", silent)
@@ -400,8 +398,9 @@ def test_slices_sampled_together_give_the_files_that_they_give_alone(
     there.write_bytes(runs[0].samples(1, free[0]).read_bytes())
     together = replace(steps(), several=several)
     expectation_maximisation(runs[1], together, 1, tmp_path / "b/out.safetensors", silent)
-    assert sum(groups) == 12 - 4 - 1
-    assert len(groups) == 3
+    assert groups[0] == groups[-1] == (4, 8)  # those of whose lines some are withheld: before the round, and after it
+    assert sum(size for size, _ in groups[1:-1]) == 12 - 4 - 1
+    assert [n for _, n in groups[1:-1]] == 3 * [4]
     one, two = (files_in(tmp_path / name) for name in "ab")
     assert all(one[name] == two[name] for name in one)
 
@@ -428,7 +427,7 @@ def test_a_round_that_betters_nothing_ends_it_and_the_best_prior_is_kept(tmp_pat
 
     run, said = run_in(tmp_path, cases, start), []
     log = expectation_maximisation(
-        run, Steps(load_covariance, draw(4), spoil), 9, tmp_path / "out.safetensors", said.append
+        run, Steps(load_covariance, draw, spoil), 9, tmp_path / "out.safetensors", said.append
     )
     assert [row["round"] for row in log] == [0, 1, 2]
     assert log[2]["gain"] < -log[2]["gain_error"]
@@ -637,7 +636,7 @@ def test_a_conditional_round_ends_in_an_unconditional_prior(tmp_path: Path) -> N
 
     again = measured_again(cases[0].read(), image(covariance(), 0), torch.Generator())
     assert not again.kspace[..., ~cases[0].mask.bool()].any()
-    diffem = Steps(load_covariance, draw(4), maximise, zero_filled, finish)
+    diffem = Steps(load_covariance, draw, maximise, zero_filled, finish)
     run = run_in(tmp_path, cases, start)
     log = expectation_maximisation(run, diffem, 1, tmp_path / "out.safetensors", silent)
     assert finished == [(30, "round-02", "start.safetensors")]
@@ -709,7 +708,7 @@ def test_processes_that_learn_together_wait_for_the_one_that_writes(tmp_path: Pa
                 maximise(files, before, target)
 
         out = tmp_path / f"out{rank}.safetensors"
-        expectation_maximisation(run, Steps(load_covariance, draw(4), learn), 1, out, silent)
+        expectation_maximisation(run, Steps(load_covariance, draw, learn), 1, out, silent)
         found.append(out.read_bytes())
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
