@@ -25,7 +25,7 @@ from mrgen.posterior.reconstruct import posterior_samples
 from mrgen.posterior.together import together_applies
 from mrgen.prior.cache import CachedScan, alone
 from mrgen.prior.data import item_of
-from mrgen.prior.em import SEVERAL, Case, Run, expectation_maximisation, quietest
+from mrgen.prior.em import Case, Run, expectation_maximisation, quietest
 from mrgen.prior.files import load_prior, read_safetensors, save_gaussian
 from mrgen.prior.gaussian import fit_gaussian
 from mrgen.prior.mstep import stages_of
@@ -38,6 +38,7 @@ Rows = list[dict[str, Any]]
 CG_LAMBDAS = [0.001 * 4**k for k in range(6)]
 L1_LAMBDAS = [0.0003 * 2**k for k in range(8)]
 CG_ITERATIONS = 30
+TOGETHER = 24  # scans that are evaluated at once on a GPU
 
 
 def say(text: str) -> None:
@@ -121,7 +122,7 @@ def evaluate_prior(prior: Path, recipe: Recipe, seed: int, tests: list[Path], ou
     together = device != "cpu" and together_applies(recipe)
     todo = [(CachedScan.open(file).sigma0[0], file, out) for file, out in zip(tests, outs, strict=True)]
     todo = sorted(case for case in todo if not case[2].exists())
-    size = SEVERAL if together else 1
+    size = TOGETHER if together else 1
     for group in (todo[i : i + size] for i in range(0, len(todo), size)):
         rows: list[Rows] = [[] for _ in group]
         for cases in zip(*(undersampled(file, device) for _, file, _ in group), strict=True):  # of one R after another

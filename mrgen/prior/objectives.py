@@ -109,7 +109,7 @@ def _per_item(values: Tensor) -> Tensor:
 
 
 def beside(values: Tensor, like: Tensor) -> Tensor:
-    """Numbers of items (batch,) on the device of `like`, without waiting for it: a GPU copies pinned memory alone so."""
+    """Numbers of items (batch,) on the device of `like`, without waiting for it: pinned, as a GPU waits for others."""
     if like.is_cuda and not values.is_cuda:
         values = values.pin_memory()
     return values.to(like.device, non_blocking=True)
