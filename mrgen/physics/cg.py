@@ -1,11 +1,12 @@
 """Conjugate gradients for Hermitian positive definite H, complex-safe and batched.
 
-Solves H x = b for each item of the leading axis with inner products <a, b> = sum conj(a) b and one step
+Solves H x = b for each item of the leading axes with inner products <a, b> = sum conj(a) b and one step
 size per item, so a batch gives what its items give one by one. (Hestenes and Stiefel 1952; the
 preconditioned form of Saad, Iterative Methods, algorithm 9.1.)
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,9 +19,9 @@ def _real(a: Tensor) -> Tensor:
     return torch.view_as_real(a.resolve_conj()) if a.is_complex() else a
 
 
-def inner(a: Tensor, b: Tensor) -> Tensor:
-    """<a, b> per item of the leading axis, real part, shaped to broadcast: (batch, 1, ..., 1)."""
-    return (_real(a) * _real(b)).flatten(1).sum(1).reshape(-1, *[1] * (a.ndim - 1))
+def inner(a: Tensor, b: Tensor, axes: int = 1) -> Tensor:
+    """<a, b> per item of the leading `axes`, real part, shaped to broadcast: (batch, 1, ..., 1)."""
+    return (_real(a) * _real(b)).flatten(axes).sum(-1).reshape(*a.shape[:axes], *[1] * (a.ndim - axes))
 
 
 def _moved(a: Tensor, step: Tensor, b: Tensor, sign: int = 1) -> Tensor:
@@ -41,8 +42,9 @@ def conjugate_gradient(
     floor: float = 0.0,
     image: Callable[[Tensor], Tensor] | None = None,
     settled: float = 0.0,
+    axes: int = 1,
 ) -> Tensor:
-    """Approximate H^-1 rhs; `rhs` is (batch, ...), `normal` applies H to such a tensor.
+    """Approximate H^-1 rhs; `rhs` is (batch, ...), with so many `axes` of items, `normal` applies H to such a tensor.
 
     With a linear `image` B, H is I + normal B, and the result is `start` + B H^-1 rhs, for what is wanted is B w and
     not w.
@@ -55,29 +57,30 @@ def conjugate_gradient(
     for; the answer changes the time only.
     """
     apply = precondition or (lambda r: r)
+    dot = partial(inner, axes=axes)
     x = torch.zeros_like(rhs) if start is None else start
     r = rhs if start is None or image is not None else rhs - normal(start)
     z = p = apply(r)
-    rho = inner(r, z)
-    limit = tolerance**2 * inner(rhs, rhs)
+    rho = dot(r, z)
+    limit = tolerance**2 * dot(rhs, rhs)
     sound = torch.ones_like(rho, dtype=torch.bool)
     for step in range(iterations):
-        if tolerance > 0 and bool((inner(r, r) <= limit).all()):
+        if tolerance > 0 and bool((dot(r, r) <= limit).all()):
             break
         moves = p if image is None else image(p)
         q = normal(p) if image is None else p + normal(moves)
-        curvature = inner(p, q)
-        sound = sound & (curvature > (floor * inner(p, p) if floor else 0))
+        curvature = dot(p, q)
+        sound = sound & (curvature > (floor * dot(p, p) if floor else 0))
         alpha = torch.where(sound, rho / curvature, 0)
         x = _moved(x, alpha, moves)
         if settled > 0:
-            sound = sound & (alpha.square() * inner(moves, moves) > settled**2 * inner(x, x))
+            sound = sound & (alpha.square() * dot(moves, moves) > settled**2 * dot(x, x))
         asked = settled > 0 and (step + 1) % (LOOK_GPU if rhs.is_cuda else 1) == 0
         if step + 1 == iterations or (asked and not bool(sound.any())):
             break
         r = _moved(r, alpha, q, -1)
         z = apply(r)
-        rho_next = inner(r, z)
+        rho_next = dot(r, z)
         p = _moved(z, torch.where(rho > 0, rho_next / rho, 0), p)
         rho = rho_next
     return x

@@ -82,14 +82,14 @@ class Coils(LinearOperator):
     """
 
     def __init__(self, maps: Tensor) -> None:
-        self.maps = maps
+        self.maps, self.conjugate = maps, maps.conj_physical()  # which each product would make anew
         self.domain, self.range_ = tuple(maps.shape[-2:]), tuple(maps.shape[-3:])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.maps * x.unsqueeze(-3)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return (self.maps.conj() * y).sum(-3)
+        return (self.conjugate * y).sum(-3)
 
 
 class CoilSets(LinearOperator):

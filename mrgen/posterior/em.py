@@ -31,23 +31,21 @@ def several_samples(
 ) -> list[Tensor]:
     """`recipe.samples` posterior samples (n, y, x) of each slice.
 
-    Those of one matrix size, sampled along lines, are drawn together, while they and their coils, and a matrix for each
-    readout position where E^(1/2) of V_t needs them, fit into STACK.
+    Those of one matrix size, sampled along lines, are drawn together, while the coils of all samples fit into STACK,
+    and of each slice a matrix for each readout position, where E^(1/2) of V_t needs them.
     """
     stacks: dict[object, list[int]] = {}
     for i, slice_ in enumerate(slices):
         stacks.setdefault(i if slice_.mask.ndim > 1 else slice_.kspace.shape[1:], []).append(i)
     found: dict[int, Tensor] = {}
-    matrices = int(recipe.covariance == "local")
-    sizes = (max(s.kspace.numel(), matrices * s.kspace[0].numel() * s.kspace.shape[-1]) for s in slices)
-    room = max(1, STACK // max(sizes))
+    widest = max(s.kspace.shape[-1] for s in slices) if recipe.covariance == "local" else 0
+    room = max(1, STACK // max(s.kspace[0].numel() * max(recipe.samples * len(s.kspace), widest) for s in slices))
     for members in (m[i : i + room] for m in stacks.values() for i in range(0, len(m), room)):
         chosen, own = [slices[i] for i in members], [generators[i] for i in members]
         if chosen[0].mask.ndim > 1:
             found[members[0]] = posterior_samples(chosen[0], prior, recipe, own[0])
-            continue
-        drawn = [sample_together(chosen, prior, recipe, own) for _ in range(recipe.samples)]
-        found |= dict(zip(members, torch.stack(drawn, dim=1), strict=True))
+        else:
+            found |= dict(zip(members, sample_together(chosen, prior, recipe, own), strict=True))
     return [found[i] for i in range(len(slices))]
 
 

@@ -79,25 +79,26 @@ class Proximal:
         self.probe = probe(self.support) if local else None
         self.shares = 1.0 if local else power_shares(slice_)
         self.filled = (self.support.sum() / slice_.kspace[0].numel()).clamp_min(1)  # matrices that the sets fill
-        self.probed = 1  # so many of the first images have an E of their own
         self.operator, self.columns = sense_points(slice_.maps, slice_.mask, sets=slice_.sets > 1)
         self.data = slice_.kspace[..., self.columns]
         self.adjoint_data = self.operator.adjoint(self.data)
         self.system = System(slice_)
         self.normal: Map = self.system.normal
+        self.axes = 1  # of images, each solved for by itself
+        self.coils: int | Tensor = slice_.kspace.shape[-3]
         self.rings = Rings(slice_.mask, (slice_.kspace.shape[-2], slice_.kspace.shape[-1]))
 
     def denoise(self, x_t: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor | None]:
         """D(x_t) (n, y, x) within the support, and E^(1/2) (1 or n, y, x), or None where it is 1."""
         if self.probe is None:
             return self.support * self.prior(x_t, sigma), None
-        chosen = torch.arange(self.probed, device=x_t.device)
-        probes = self.probe.expand(self.probed, *x_t.shape[1:])
+        chosen = torch.arange(1, device=x_t.device)
+        probes = self.probe.expand(1, *x_t.shape[1:])
         mean, slope = denoise_with_slope(self.prior, x_t, probes, sigma, chosen)
         mean = self.support * mean
         e = local_variance((probes.conj() * slope).real, self.support)
         if self.slice.sets > 1:
-            e = e * error_shares(self.slice, self.adjoint_data - self.normal(mean[: self.probed]))
+            e = e * error_shares(self.slice, self.adjoint_data - self.normal(mean[:1]))
         return mean, e.sqrt()
 
     def covariance(self, mean: Tensor, sigma: Tensor) -> Tensor:
@@ -108,7 +109,7 @@ class Proximal:
         ceiling = sigma.square()
         if self.power is not None:
             return ceiling * self.power / (self.power + ceiling)
-        error = excess_power(self.data - self.operator.forward(mean), self.slice.sigma0)
+        error = excess_power(self.data - self.operator.forward(mean), self.slice.sigma0, self.coils)
         average = self.rings.average(error, 1e-3 * ceiling)
         if self.slice.sets == 1:
             return average.clamp_max(ceiling)
@@ -120,7 +121,7 @@ class Proximal:
         root = self.covariance(mean, sigma[0]).sqrt() / sigma0
         residual, noise = self.adjoint_data - self.normal(mean), None  # A^H (y - A D)
         if draw is not None:
-            e = complex_noise(self.slice.kspace.expand(len(x_t), -1, -1, -1), draw, self.columns)
+            e = complex_noise(self.slice.kspace.expand(len(x_t), *self.slice.kspace.shape), draw, self.columns)
             residual = residual + sigma0 * self.operator.adjoint(e)
             noise = complex_noise(mean, draw)
         return self.support * self.solve(root, residual / sigma0, spread, noise, mean)
@@ -143,14 +144,15 @@ class Proximal:
         precondition, sigma0 = self.system(q, spread), self.slice.sigma0
         t = twice((q / math.prod(shape)).sqrt())
         e: Tensor | float = 1.0 if spread is None else spread
-        rhs = scaled(t, transform(e * image))
+        before, after, rhs = sigma0 * e, e / sigma0, scaled(t, transform(e * image))
         with torch._C.DisableTorchFunction():  # nothing is drawn here, and asking costs time with every operation
             return conjugate_gradient(
-                lambda x: scaled(t, transform(e / sigma0 * self.normal(x))),
+                lambda x: scaled(t, transform(after * self.normal(x))),
                 rhs if noise is None else rhs + from_centred(noise),
                 iterations=self.iterations,
                 start=mean,
                 precondition=precondition,
-                image=lambda w: sigma0 * e * transform_back(scaled(t, w)),
+                image=lambda w: before * transform_back(scaled(t, w)),
                 settled=self.settled,
+                axes=self.axes,
             )

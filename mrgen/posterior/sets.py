@@ -17,11 +17,14 @@ from mrgen.scans.scan import Slice
 
 def each_set(prior: Denoise, sets: int) -> Denoise:
     """D for images (n, set, y, x), one set by one; with one set the prior itself, for (n, y, x)."""
-    if sets == 1:
-        return prior
+    return prior if sets == 1 else each_image(prior)
+
+
+def each_image(prior: Denoise) -> Denoise:
+    """D for images (n, m, y, x), m of them at each of n noise levels."""
 
     def denoise(x_t: Tensor, sigma: Tensor) -> Tensor:
-        return prior(x_t.flatten(0, 1), sigma.repeat_interleave(sets)).reshape(x_t.shape)
+        return prior(x_t.flatten(0, 1), sigma.repeat_interleave(x_t.shape[1])).reshape(x_t.shape)
 
     return denoise
 

@@ -1,7 +1,7 @@
-"""One posterior sample of each of several slices at once, for E-steps on a GPU.
+"""Posterior samples of several slices at once, for E-steps on a GPU.
 
 A slice alone keeps a GPU waiting for the next small kernel. Slices of one matrix size, sampled along lines, are stacked
-instead, with coils of zeros where they have fewer, and every step of `Proximal` is one for the whole stack; noise,
+instead, with coils of zeros where they have fewer, and every step of `Proximal` is one for all their samples; noise,
 covariance and random numbers stay those of each slice. Only the lowest noise level is common: that of the cleanest.
 """
 
@@ -19,6 +19,7 @@ from mrgen.physics.operators import line_gram, line_normal
 from mrgen.posterior.proximal import Proximal, probe
 from mrgen.posterior.reconstruct import START_ITERATIONS, refuse_nan
 from mrgen.posterior.samplers import SAMPLERS, last_level, noise_levels
+from mrgen.posterior.sets import each_image
 from mrgen.posterior.system import (
     Map,
     fourier_diagonal,
@@ -64,7 +65,10 @@ def stack(slices: Sequence[Slice]) -> Slice:
 
 
 class Together(Proximal):
-    """`Proximal`, Lambda from the residual, for a stack; call it as D(x_t (slice, y, x), sigma (slice,)), one sigma."""
+    """`Proximal`, Lambda from the residual, for a stack; call it as D(x_t (n, slice, y, x), sigma (n,)), one sigma.
+
+    All n samples of a slice share the E of the first one, and so the matrices of the preconditioner.
+    """
 
     def __init__(
         self,
@@ -78,44 +82,38 @@ class Together(Proximal):
         above: float,
     ) -> None:
         """The other arguments are those of `Proximal`, `above` its `draw_above`."""
-        self.prior, self.slice, self.power = prior, stack(slices), None
+        self.prior, self.slice, self.power = each_image(prior), stack(slices), None
         self.iterations, self.settled = iterations, settled
         self.draw, self.draw_above = draw, above
         self.support = (self.slice.maps != 0).any(1)
-        self.probe, self.probed = probe(self.support) if local else None, len(slices)
+        self.probe = probe(self.support) if local else None
         self.operator, self.columns = self.slice.operator(), slice(None)
         self.data = self.slice.kspace
         self.adjoint_data = self.operator.adjoint(self.data)
         self.normal = line_normal(self.slice.maps, self.slice.mask)
-        self.lines = torch.fft.ifftshift(self.slice.mask[:, 0], dim=-1)
+        mask = self.slice.mask[:, 0]
+        self.lines = torch.fft.ifftshift(mask, dim=-1)
         self.measured = fourier_diagonal(self.slice.maps, self.lines)
         grams = [line_gram(s.maps, s.mask) for s in slices] if local else []
         self.gram = torch.stack(grams) if grams else None  # type: ignore[arg-type]
         self.system = self.systems  # type: ignore[assignment]
-        self.each = [Rings(s.mask, (s.kspace.shape[-2], s.kspace.shape[-1])) for s in slices]
-        self.coils = torch.tensor([len(s.maps) for s in slices], device=self.slice.mask.device)[:, None, None]
-
-    def covariance(self, mean: Tensor, sigma: Tensor) -> Tensor:
-        """Lambda of each slice, (slice, ky, kx), about the denoised images `mean` (slice, y, x)."""
-        residual, ceiling = self.data - self.operator.forward(mean), float(sigma.square())
-        errors = residual.abs().square().sum(1) - self.coils * self.slice.sigma0**2
-        averages = [rings.average(e, 1e-3 * ceiling) for rings, e in zip(self.each, errors, strict=True)]
-        return torch.stack(averages).clamp_max(ceiling)
+        self.axes, self.coils = 2, torch.tensor([len(s.maps) for s in slices], device=mask.device)[:, None, None]
+        self.rings = Rings(mask, (self.data.shape[-2], self.data.shape[-1]))
 
     def systems(self, q: Tensor, spread: Tensor | None) -> Map:
-        """As `System`, for q and E^(1/2) of each slice, (slice, ky, kx) and (slice, y, x)."""
+        """As `System`, for q (n, slice, ky, kx) and E^(1/2) (1, slice, y, x)."""
         if spread is None or self.gram is None:
             diagonal = twice(1 / (1 + q * self.measured))
             return lambda r: scaled(diagonal, r)
-        measured = fourier_diagonal(self.slice.maps * spread[:, None], self.lines)
-        number = q.log().mean((1, 2), keepdim=True).exp()
-        inverse = inverse_rows(local_gram(self.gram, spread), number[..., None])
+        measured = fourier_diagonal(self.slice.maps * spread[0].unsqueeze(-3), self.lines)
+        number = q[0].log().mean((-2, -1), keepdim=True).exp()
+        inverse = inverse_rows(local_gram(self.gram, spread[0]), number[..., None])
         points = q.shape[-2] * q.shape[-1]
         g = twice(((1 + number * measured) / ((1 + q * measured) * points)).sqrt())
 
         def precondition(r: Tensor) -> Tensor:
-            rows = inverse @ transform_back(scaled(g, r))[..., None]
-            return scaled(g, transform(rows[..., 0]))
+            rows = inverse @ transform_back(scaled(g, r)).movedim(0, -1)  # one reading of the matrices for all samples
+            return scaled(g, transform(rows.movedim(-1, 0)))
 
         return precondition
 
@@ -128,11 +126,11 @@ def together_applies(recipe: Recipe) -> bool:
 def sample_together(
     slices: Sequence[Slice], prior: Prior, recipe: Recipe, generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """A complex posterior sample (slice, y, x) of each slice, in scaled units, as `posterior_samples` draws them.
+    """`recipe.samples` complex samples (slice, n, y, x), in scaled units, as `posterior_samples` draws them.
 
     Slices are as for `stack`; each has a generator of its own. Raises MrgenError on NaN.
     """
-    draws = DrawPerItem(torch.Generator(slices[0].kspace.device), generators)
+    draws = DrawPerItem(torch.Generator(slices[0].kspace.device), generators, axis=1)
     lowest = last_level(prior.sigma_min, min(s.sigma0 for s in slices))
     sigmas = noise_levels(recipe.sigma_max, lowest, recipe.steps, recipe.grid)
     draw = draws.generator if recipe.sampler == "decoupled" else None
@@ -150,7 +148,8 @@ def sample_together(
         start = conjugate_gradient(
             lambda x: denoise.normal(x) + 0.01 * x, denoise.adjoint_data, iterations=START_ITERATIONS
         )
+        start = start.expand(recipe.samples, *start.shape)
         x = start + recipe.sigma_max * complex_noise(start, draws.generator)
         samples = SAMPLERS[recipe.sampler](denoise, x, sigmas, draws.generator)
     refuse_nan(samples, "use more steps or CG iterations")
-    return samples
+    return samples.transpose(0, 1)

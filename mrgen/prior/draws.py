@@ -68,12 +68,13 @@ class DrawPerItem(Draws):
     """Within this context, torch.rand and torch.randn with `generator` draw each item from the generator of its own.
 
     Their shape must begin with the batch, or be (), for one number that the whole batch shares. An objective thereby
-    draws with one generator for the items it is given, and need not know that there are others elsewhere.
+    draws with one generator for the items it is given, and need not know that there are others elsewhere. With another
+    `axis` the batch is that one, and an item draws what the axes before it hold one after another.
     """
 
-    def __init__(self, generator: torch.Generator, items: Sequence[torch.Generator]) -> None:
+    def __init__(self, generator: torch.Generator, items: Sequence[torch.Generator], axis: int = 0) -> None:
         super().__init__(generator)
-        self.items = items
+        self.items, self.axis = items, axis
         self.twins: Sequence[torch.Generator] | None = None
 
     @classmethod
@@ -86,9 +87,10 @@ class DrawPerItem(Draws):
         if func not in (torch.rand, torch.randn) or args == ((),):
             return func(*args, **kwargs)
         (shape,) = args
-        assert shape[0] == len(self.items), f"drew {tuple(shape)} for a batch of {len(self.items)}"
+        batch, own = shape[self.axis], (*shape[: self.axis], *shape[self.axis + 1 :])
+        assert batch == len(self.items), f"drew {tuple(shape)} for a batch of {len(self.items)}"
         items = self._items_on(torch.device(kwargs.get("device") or "cpu"))
-        return torch.stack([func(shape[1:], **{**kwargs, "generator": g}) for g in items])
+        return torch.stack([func(own, **{**kwargs, "generator": g}) for g in items], dim=self.axis)
 
     def _items_on(self, device: torch.device) -> Sequence[torch.Generator]:
         """The items' generators; for numbers on the CPU beside those on a GPU, others with the same seeds."""

@@ -24,7 +24,7 @@ def ring_position(shape: tuple[int, int]) -> Tensor:
 
 def spread_rings(profile: Tensor, rings: Tensor, position: Tensor) -> Tensor:
     """`profile` (..., ring), positive, of rising `rings` (ring,), at `position` (ky, kx): linear in its logarithm."""
-    return _between(profile, *_neighbours(rings, position))
+    return _between(profile.log(), *_neighbours(rings, position)).exp()
 
 
 def _neighbours(rings: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,44 +35,56 @@ def _neighbours(rings: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _between(profile: Tensor, left: Tensor, t: Tensor) -> Tensor:
-    logarithm = profile.log()
-    between: Tensor = torch.lerp(logarithm[..., left], logarithm[..., left + 1], t).exp()
-    return between
+    return torch.lerp(profile[..., left], profile[..., left + 1], t)
 
 
 class Rings:
     """Averages of what is known at the sampled points of k-space over rings of equal |k|, spread to all points."""
 
     def __init__(self, mask: Tensor, shape: tuple[int, int], weights: Tensor | None = None) -> None:
-        """`mask` and `weights`, which points have in an average (without them, all count 1), broadcast to `shape`."""
-        self.position = ring_position(shape).to(mask.device)
-        self.sampled = mask.expand(shape) > 0
-        ring = self.position.round().long()[self.sampled]
+        """`mask` and `weights`, which points have in an average (without them, all count 1), broadcast to `shape`.
+
+        Or to (slice, *shape), for values (..., slice, ky, kx) of slices that are sampled at points of their own.
+        """
+        position, sampled = ring_position(shape).to(mask.device), mask.expand(*mask.shape[:-2], *shape) > 0
+        self.shape, points = shape, sampled.reshape(-1, *shape).any(0)  # of any slice
+        self.points = points.flatten().nonzero().flatten()
+        ring = position.round().long()[points]
         members = [(ring == b).nonzero().flatten() for b in range(BINS)]
         # of each ring the numbers of its points, filled up with that of a zero behind them: sums of rows, unlike
         # index_add, are the same each time on a GPU
         self.members = torch.nn.utils.rnn.pad_sequence(members, batch_first=True, padding_value=len(ring))
-        weights = torch.ones_like(mask, dtype=self.position.dtype) if weights is None else weights
-        self.weights = weights.expand(shape)[self.sampled]
+        weights = torch.ones_like(mask, dtype=position.dtype) if weights is None else weights
+        self.weights = (weights * sampled)[..., points]
         self.count = self.total(torch.ones(shape, device=mask.device))
-        self.known = (self.count > 0).nonzero().flatten()
-        self.count_known, self.neighbours = self.count[self.known], _neighbours(self.known, self.position)
+        rings, self.known = torch.arange(BINS, device=mask.device), self.count > 0
+        # rings without a point lie between those known before and after them
+        before = torch.where(self.known, rings, -1).cummax(-1).values
+        after = torch.where(self.known, rings, BINS).flip(-1).cummin(-1).values.flip(-1)
+        self.before, self.after = torch.where(before < 0, after, before), torch.where(after == BINS, before, after)
+        self.way = (rings - self.before) / (self.after - self.before).clamp_min(1)
+        self.neighbours = _neighbours(rings, position)
 
     def total(self, values: Tensor) -> Tensor:
         """Weighted sums of values (..., ky, kx) or (..., ky, line) over the rings' sampled points, (..., BINS)."""
-        whole = values.shape[-2:] == self.position.shape
-        terms = self.weights * (values[..., self.sampled] if whole else values.flatten(-2)).to(self.weights)
+        whole, values = values.shape[-2:] == self.shape, values.flatten(-2)
+        terms = self.weights * (values[..., self.points] if whole else values).to(self.weights)
         return torch.nn.functional.pad(terms, (0, 1))[..., self.members].sum(-1)
 
     def average(self, values: Tensor, least: float | Tensor) -> Tensor:
         """Ring means of values as for `total`, not below `least`, interpolated linearly in their logarithm."""
-        means = self.total(values)[..., self.known] / self.count_known
-        return _between(means.clamp_min(least), *self.neighbours)
+        means = (self.total(values) / self.count).clamp_min(least).log()
+        before, after = (means.gather(-1, ring.expand_as(means)) for ring in (self.before, self.after))
+        return _between(torch.lerp(before, after, self.way), *self.neighbours).exp()
 
 
-def excess_power(kspace: Tensor, sigma0: float) -> Tensor:
-    """sum_c |k_c|^2 less its noise, coils sigma0^2, (..., ky, kx), of k-space (..., coil, ky, kx)."""
-    return torch.view_as_real(kspace).square().sum((-4, -1)) - kspace.shape[-3] * sigma0**2
+def excess_power(kspace: Tensor, sigma0: float | Tensor, coils: int | Tensor | None = None) -> Tensor:
+    """sum_c |k_c|^2 less its noise, coils sigma0^2, (..., ky, kx), of k-space (..., coil, ky, kx).
+
+    `coils` are those with noise, without them all.
+    """
+    coils = kspace.shape[-3] if coils is None else coils
+    return torch.view_as_real(kspace).square().sum((-4, -1)) - coils * sigma0**2
 
 
 def power_spectrum(slice_: Slice) -> Tensor:

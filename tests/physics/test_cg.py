@@ -59,6 +59,15 @@ def test_a_batch_is_its_items(steps: int) -> None:
         torch.testing.assert_close(together[i], alone[0])
 
 
+def test_items_may_lie_along_two_axes() -> None:
+    matrices, rhs = systems(6)
+    rhs = rhs * torch.logspace(-3, 3, 6).unsqueeze(1)
+    flat = conjugate_gradient(applies(matrices), rhs, iterations=8, settled=0.1)
+    matrices, rhs = matrices.unflatten(0, (2, 3)), rhs.unflatten(0, (2, 3))
+    found = conjugate_gradient(applies(matrices), rhs, iterations=8, settled=0.1, axes=2)
+    torch.testing.assert_close(found.flatten(0, 1), flat)
+
+
 def test_converged_and_zero_items_stay_put() -> None:
     matrices, rhs = systems(3)
     rhs[1] = 0
@@ -154,13 +163,13 @@ def test_mutant_unconjugated_inner_product_dies(monkeypatch: pytest.MonkeyPatch)
     rhs = torch.tensor([[1, 1j]], dtype=torch.complex128)
     exact = torch.linalg.solve(matrix, rhs)
     torch.testing.assert_close(conjugate_gradient(applies(matrix), rhs, iterations=2), exact)
-    monkeypatch.setattr(cg, "inner", lambda a, b: (a * b).flatten(1).sum(1).real.reshape(-1, 1))
+    monkeypatch.setattr(cg, "inner", lambda a, b, axes: (a * b).flatten(1).sum(1).real.reshape(-1, 1))
     assert not torch.allclose(conjugate_gradient(applies(matrix), rhs, iterations=2), exact)
 
 
 def test_mutant_one_step_size_for_the_batch_dies(monkeypatch: pytest.MonkeyPatch) -> None:
     matrices, rhs = systems(2)
     alone = conjugate_gradient(applies(matrices[:1]), rhs[:1], iterations=3)
-    monkeypatch.setattr(cg, "inner", lambda a, b: (a.conj() * b).real.sum())
+    monkeypatch.setattr(cg, "inner", lambda a, b, axes: (a.conj() * b).real.sum())
     together = conjugate_gradient(applies(matrices), rhs, iterations=3)
     assert not torch.allclose(together[:1], alone)

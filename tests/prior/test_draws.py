@@ -56,6 +56,17 @@ def test_a_draw_that_does_not_begin_with_the_batch_is_a_mistake() -> None:
         torch.rand((2, 3), generator=draws.generator)
 
 
+def test_the_batch_may_be_another_axis() -> None:
+    items = [torch.Generator().manual_seed(n) for n in range(3)]
+    with DrawPerItem(torch.Generator(), items, axis=1) as draws:
+        found = [torch.randn((2, 3, 4), generator=draws.generator) for _ in range(2)]
+        with pytest.raises(AssertionError, match="batch of 3"):
+            torch.rand((3, 2), generator=draws.generator)
+    for n in range(3):
+        alone = torch.Generator().manual_seed(n)
+        assert all(torch.equal(drawn[:, n], torch.randn(2, 4, generator=alone)) for drawn in found)
+
+
 def test_streams_of_other_keys_differ() -> None:
     keys = [(), (0,), (1,), (0, 1), (1, 0), (0, -1), (0, 0), (11,), (1, 1)]
     assert len({stream(*key).initial_seed() for key in keys}) == len(keys)
