@@ -39,7 +39,8 @@ def test_all_of_it_breaks_off_and_goes_on(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("sigpy", reason="the L1-wavelet baseline needs sigpy")
-    monkeypatch.setattr(plan, "MAIN", ("em-gsure", "oracle", "ensemble"))
+    monkeypatch.setattr(plan, "HEADLINE", ("em-gsure", "oracle"))
+    monkeypatch.setattr(plan, "MAIN", ("ensemble",))
     monkeypatch.setattr(plan, "ABLATION", ())
     monkeypatch.setattr(plan, "ARM_ROWS", ("gsure-fourier",))
     work, out = tmp_path / "work", tmp_path / "out.json"
@@ -50,17 +51,14 @@ def test_all_of_it_breaks_off_and_goes_on(
     text = capsys.readouterr().out
     assert "\ncomplete" in text
     record = json.loads(out.read_text())
-    best = next(name for name in ("em-gsure", "ensemble") if f"{name}-seed1" in record["figures"])
     expected = {"zero-filled", "cg-sense", "l1-wavelet", "em-gsure", "oracle", "ensemble"}
-    assert set(record["figures"]) == expected | {"oracle-seed1", f"{best}-seed1", "gsure-fourier@one-mask"}
+    assert set(record["figures"]) == expected | {"oracle-seed1", "em-gsure-seed1", "gsure-fourier@one-mask"}
     for rows in record["figures"].values():
         assert [(row["scan"], row["R"], row["person"]) for row in rows] == [
             (scan, r, 60) for scan in range(2) for r in (4.0, 6.0)
         ]
     psnr = {name: [row["psnr"] for row in rows] for name, rows in record["figures"].items()}
     assert np.mean(psnr["cg-sense"]) > np.mean(psnr["zero-filled"]) + 1
-    means = {name: np.mean(psnr[name]) for name in ("em-gsure", "ensemble")}
-    assert means[best] == max(means.values())
     assert psnr["oracle"] != psnr["oracle-seed1"]
     assert [stage["updates"] for stage in record["priors"]["oracle"]["stages"]] == [8]
     assert record["priors"]["em-gsure"]["stages"][0]["updates"] == 4
@@ -91,7 +89,7 @@ def test_people_to_test_on_are_nobody_to_train_on(images: Path) -> None:
 def test_every_row_has_as_many_updates(tmp_path: Path) -> None:
     """Of what the plan says of rows in words; the prior of an E-step's start is counted where it is a network."""
     experiment = plan.Experiment(tmp_path, None, tmp_path, plan.Size(updates=8000))
-    for name in {*plan.MAIN, *plan.ABLATION} - {"em-oracle"}:
+    for name in {*plan.HEADLINE, *plan.MAIN, *plan.ABLATION} - {"em-oracle"}:
         row = plan.ROWS[name]
         trained = plan.ROWS[row.of] if row.of else row
         protocol = experiment.protocol(trained, plan.NOMINAL, 0)
