@@ -18,8 +18,7 @@ training and sampling; the scans stay). With N = `Size.updates`, every row has N
                                 below the noise of every scan
     diffem                      conditional networks: round 1 from scratch, 3 N / 8, then N / 4; the prior, 3 N / 8
 
-unless EM ends earlier because a round bettered nothing. `ensemble` is gsure-fourier, sampled through masks. `em-oracle`
-is no way to train: one round of EM that begins with the oracle, for what a round costs by itself.
+unless EM ends earlier because a round bettered nothing. `ensemble` is gsure-fourier, sampled through masks.
 """
 
 from __future__ import annotations
@@ -138,7 +137,6 @@ ROWS = {
         ),
         Row("oracle-coarse", {"objective": "supervised", **COARSE}),
         Row("em-gaussian-5-quiet-coarse", COARSE, em=True, **FIVE, quietest=0.5),
-        Row("em-oracle", em=True, start="oracle", rounds=1),
         Row("em-gsure-ungated", em=True, start="gsure-fourier-half", rounds=2, gate=0.0),
     )
 }
@@ -149,7 +147,7 @@ MAIN = (
     *("gsure-sense", "diffem", "ambient", "ensemble"),
 )
 ABLATION = (
-    *("em-oracle", "em-gaussian-5-quiet-flow", "em-gaussian-5-quiet", "em-gaussian-5", "em-gaussian-5-flow"),
+    *("em-gaussian-5-quiet-flow", "em-gaussian-5-quiet", "em-gaussian-5", "em-gaussian-5-flow"),
     *("oracle-coarse", "em-gaussian-5-quiet-coarse", "em-gsure-4-quiet", "em-gsure-4-ahead", "em-gsure-4"),
     "em-gsure-ungated",
 )
