@@ -32,8 +32,8 @@ from mrgen.physics.fourier import centre_crop
 from mrgen.posterior.baselines import cg_sense
 from mrgen.posterior.proximal import Proximal
 from mrgen.posterior.reconstruct import posterior_samples
+from mrgen.prior.draws import complex_noise
 from mrgen.prior.files import Prior, bundled_prior, load_prior
-from mrgen.prior.objectives import complex_noise
 from mrgen.review.metrics import psnr_fit
 from mrgen.scans.fastmri import open_fastmri
 from mrgen.scans.prepare import default_center_fraction, prepare_slice, undersampling_mask

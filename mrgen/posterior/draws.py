@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -55,15 +54,10 @@ def complex_normal(bits: Tensor) -> Tensor:
 
 
 class DrawPerSample(Draws):
-    """Within this context, torch.randn and torch.randint with `generator` draw as above.
+    """Draws as above: complex64 noise, and whole numbers; the key is drawn of `generator`."""
 
-    torch.randn has to be asked for complex64, so `generator` goes wherever samplers and guidance draw complex noise.
-    The key is drawn of `source`.
-    """
-
-    def __init__(self, source: torch.Generator) -> None:
-        super().__init__(torch.Generator())
-        self.key = int(torch.randint(2**62, (), generator=source, device=source.device))
+    def __init__(self, generator: torch.Generator) -> None:
+        self.key = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         self.draws = 0
 
     def _seed(self) -> int:
@@ -71,20 +65,14 @@ class DrawPerSample(Draws):
         self.draws += 1
         return int.from_bytes(digest[:8])
 
-    def draw(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        device = kwargs.get("device", "cpu")
-        if func is torch.randn and kwargs.get("dtype") == torch.complex64:
-            (shape,) = args
-            return self.draw_columns(shape, slice(None), **kwargs)
-        assert func is torch.randint, f"{func} with the generator of the samples"
-        high, shape = args
-        bits = random_bits(self._seed(), torch.arange(math.prod(shape), device=device))
-        return (bits >> 32 & 0x7FFFFFFF).remainder_(high).reshape(shape)
-
-    def draw_columns(self, shape: Sequence[int], columns: Tensor | slice, **kwargs: Any) -> Tensor:
-        assert kwargs.get("dtype") == torch.complex64, f"{kwargs.get('dtype')} with the generator of the samples"
+    def normal(self, shape: Sequence[int], columns: Tensor | slice, dtype: torch.dtype, device: torch.device) -> Tensor:
+        assert dtype == torch.complex64, f"{dtype} noise of a sample"
         n = shape[-1]
-        of_row = torch.arange(n, device=kwargs.get("device", "cpu"))[columns]
-        rows = torch.arange(math.prod(shape[:-1]), device=of_row.device)
+        of_row = torch.arange(n, device=device)[columns]
+        rows = torch.arange(math.prod(shape[:-1]), device=device)
         numbers = (n * rows[:, None] + of_row).reshape(*shape[:-1], -1)
         return complex_normal(random_bits(self._seed(), numbers))
+
+    def integers(self, high: int, count: int) -> Tensor:
+        bits = random_bits(self._seed(), torch.arange(count))
+        return (bits >> 32 & 0x7FFFFFFF).remainder_(high)

@@ -25,8 +25,8 @@ from torch import Tensor
 from mrgen.physics.lanczos import inverse_root
 from mrgen.posterior.samplers import heun, last_level, noise_levels
 from mrgen.posterior.sets import each_set
+from mrgen.prior.draws import complex_noise
 from mrgen.prior.files import Prior
-from mrgen.prior.objectives import complex_noise
 from mrgen.scans.scan import Slice
 
 EPSILON = 0.03  # of the eigenvalues of A^H A, which are 1 at most: below it, a direction counts as hardly measured

@@ -9,14 +9,13 @@ as in DDRM, whose singular vectors these are (Kawar et al., arXiv 2201.11793); t
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from mrgen.errors import MrgenError
 from mrgen.physics.fourier import fft2c, ifft2c
 from mrgen.posterior.proximal import Proximal
 from mrgen.prior.denoiser import Denoise
-from mrgen.prior.objectives import complex_noise
+from mrgen.prior.draws import Source, complex_noise
 from mrgen.scans.scan import Slice
 
 
@@ -34,7 +33,7 @@ class ClosedForm(Proximal):
         slice_: Slice,
         power: Tensor | None,
         *,
-        draw: torch.Generator | None = None,
+        draw: Source | None = None,
         draw_above: float = 0.0,
     ) -> None:
         if not diagonal_in_fourier(slice_):

@@ -23,6 +23,7 @@ from mrgen.posterior.mmps import Mmps
 from mrgen.posterior.proximal import Proximal
 from mrgen.posterior.sets import power_shares
 from mrgen.prior.denoiser import Denoise
+from mrgen.prior.draws import Source
 from mrgen.prior.spectrum import power_spectrum
 from mrgen.scans.scan import Slice
 from mrgen.settings import Recipe
@@ -34,7 +35,7 @@ class Terms:
 
     recipe: Recipe
     power: Tensor | None  # P of V_t, None: from the residual
-    draw: torch.Generator | None = None  # draws instead of means, for the sampler `decoupled`
+    draw: Source | None = None  # draws instead of means, for the sampler `decoupled`
     draw_above: float = 0.0  # at noise levels above this one
 
 
@@ -61,7 +62,7 @@ def guide(
     recipe: Recipe,
     *,
     sigma_data: float,
-    draw: torch.Generator | None = None,
+    draw: Source | None = None,
     draw_above: float = 0.0,
 ) -> Denoise:
     """The posterior denoiser that `recipe.guidance` names; `proximal` takes the closed form where it applies,

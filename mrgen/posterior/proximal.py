@@ -42,7 +42,8 @@ from mrgen.posterior.local import local_variance
 from mrgen.posterior.sets import error_shares, power_shares
 from mrgen.posterior.system import Map, System, from_centred, scaled, transform, transform_back, twice
 from mrgen.prior.denoiser import Denoise
-from mrgen.prior.objectives import complex_noise, denoise_with_slope, unit_phase
+from mrgen.prior.draws import Source, complex_noise
+from mrgen.prior.objectives import denoise_with_slope, unit_phase
 from mrgen.prior.spectrum import Rings, excess_power
 from mrgen.scans.scan import Slice
 
@@ -64,7 +65,7 @@ class Proximal:
         iterations: int,
         settled: float = 0.0,
         local: bool = False,
-        draw: torch.Generator | None = None,
+        draw: Source | None = None,
         draw_above: float = 0.0,
     ) -> None:
         """`power` is P, ([set,] ky, kx) or a scalar, or None for Lambda from the residual; without `local` E is 1.
@@ -145,14 +146,13 @@ class Proximal:
         t = twice((q / math.prod(shape)).sqrt())
         e: Tensor | float = 1.0 if spread is None else spread
         before, after, rhs = sigma0 * e, e / sigma0, scaled(t, transform(e * image))
-        with torch._C.DisableTorchFunction():  # nothing is drawn here, and asking costs time with every operation
-            return conjugate_gradient(
-                lambda x: scaled(t, transform(after * self.normal(x))),
-                rhs if noise is None else rhs + from_centred(noise),
-                iterations=self.iterations,
-                start=mean,
-                precondition=precondition,
-                image=lambda w: before * transform_back(scaled(t, w)),
-                settled=self.settled,
-                axes=self.axes,
-            )
+        return conjugate_gradient(
+            lambda x: scaled(t, transform(after * self.normal(x))),
+            rhs if noise is None else rhs + from_centred(noise),
+            iterations=self.iterations,
+            start=mean,
+            precondition=precondition,
+            image=lambda w: before * transform_back(scaled(t, w)),
+            settled=self.settled,
+            axes=self.axes,
+        )

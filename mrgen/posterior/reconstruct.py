@@ -22,9 +22,9 @@ from mrgen.posterior.regularisation import Choice, choose
 from mrgen.posterior.samplers import SAMPLERS, last_level, noise_levels
 from mrgen.posterior.sets import each_set
 from mrgen.posterior.splitting import Iterated, gaussian_posterior, split
+from mrgen.prior.draws import complex_noise
 from mrgen.prior.ensemble import MaskEnsemble, training_sampling
 from mrgen.prior.files import Prior
-from mrgen.prior.objectives import complex_noise
 from mrgen.scans.scan import Slice
 from mrgen.settings import Recipe, load
 
@@ -105,8 +105,8 @@ def posterior_samples(
     total = evaluations * slice_.sets * (probes + recipe.samples * max(1, recipe.ensemble))
     unconditional = in_batches = batch.counted(prior, total, progress)
     if recipe.ensemble:
-        unconditional = MaskEnsemble(in_batches, training_sampling(prior.metadata), recipe.ensemble, draws.generator)
-    draw = draws.generator if recipe.sampler == "decoupled" else None
+        unconditional = MaskEnsemble(in_batches, training_sampling(prior.metadata), recipe.ensemble, draws)
+    draw = draws if recipe.sampler == "decoupled" else None
     sigmas = noise_levels(highest, last_level(prior.sigma_min, slice_.sigma0), recipe.steps, recipe.grid)
     last = float(sigmas[-1])  # there the mean, as every sampler ends with it
     sigma_data = float(prior.metadata["sigma_data"])
@@ -115,9 +115,9 @@ def posterior_samples(
     )
     start = cg_sense(slice_, regularisation=0.01, iterations=START_ITERATIONS)
     start = start.expand(recipe.samples, *start.shape)
-    with torch.inference_mode(), draws:
-        x = start + highest * complex_noise(start, draws.generator)
-        samples = SAMPLERS[recipe.sampler](denoise, x, sigmas, draws.generator)
+    with torch.inference_mode():
+        x = start + highest * complex_noise(start, draws)
+        samples = SAMPLERS[recipe.sampler](denoise, x, sigmas, draws)
     refuse_nan(samples, "use more steps or CG iterations")
     return samples
 
@@ -135,9 +135,10 @@ def conditional_samples(
     def denoise(x_t: Tensor, sigma: Tensor) -> Tensor:
         return denoiser(torch.stack([x_t, start], dim=1), sigma)
 
-    with torch.inference_mode(), DrawPerSample(generator) as draws:
-        x = start + recipe.sigma_max * complex_noise(start, draws.generator)
-        samples = SAMPLERS["heun"](denoise, x, sigmas, draws.generator)
+    draws = DrawPerSample(generator)
+    with torch.inference_mode():
+        x = start + recipe.sigma_max * complex_noise(start, draws)
+        samples = SAMPLERS["heun"](denoise, x, sigmas, draws)
     refuse_nan(samples, "use more steps")
     return samples
 
@@ -152,8 +153,7 @@ def draw(
 ) -> Tensor:
     """Complex samples (n, y, x) of a recipe that draws; the arguments are those of `posterior_samples`."""
     if recipe.method == "gaussian":
-        with DrawPerSample(generator) as draws:
-            return gaussian_posterior(slice_, recipe.samples, recipe.cg_iterations, draws.generator)
+        return gaussian_posterior(slice_, recipe.samples, recipe.cg_iterations, DrawPerSample(generator))
     assert prior is not None
     return posterior_samples(slice_, prior, recipe, generator, progress, batch)
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from mrgen.prior.denoiser import Denoise
-from mrgen.prior.objectives import complex_noise
+from mrgen.prior.draws import Source, complex_noise
 
-Sampler = Callable[[Denoise, Tensor, Tensor, torch.Generator], Tensor]
+Sampler = Callable[[Denoise, Tensor, Tensor, Source], Tensor]
 
 
 RHO = 7.0  # of Karras et al.
@@ -47,7 +47,7 @@ def _at(sigma: Tensor, x: Tensor) -> Tensor:
     return sigma.to(x.device).expand(len(x))
 
 
-def ddim(denoise: Denoise, x: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor:
+def ddim(denoise: Denoise, x: Tensor, sigmas: Tensor, generator: Source) -> Tensor:
     """Euler steps of the ODE, deterministic (Song et al., arXiv 2010.02502)."""
     for now, after in pairwise(sigmas):
         clean = denoise(x, _at(now, x))
@@ -55,7 +55,7 @@ def ddim(denoise: Denoise, x: Tensor, sigmas: Tensor, generator: torch.Generator
     return denoise(x, _at(sigmas[-1], x))
 
 
-def multistep(denoise: Denoise, x: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor:
+def multistep(denoise: Denoise, x: Tensor, sigmas: Tensor, generator: Source) -> Tensor:
     """Second order at one call per step: DPM-Solver++(2M), Lu et al., arXiv 2211.01095, algorithm 2.
 
     With h = log(sigma_i / sigma_{i+1}): x <- (sigma_{i+1} / sigma_i) x + (1 - exp(-h)) (D_i + h / (2 h_before)
@@ -72,7 +72,7 @@ def multistep(denoise: Denoise, x: Tensor, sigmas: Tensor, generator: torch.Gene
     return denoise(x, _at(sigmas[-1], x))
 
 
-def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor:
+def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, generator: Source) -> Tensor:
     """Heun's second-order steps, two calls each (Karras et al., algorithm 1)."""
     for now, after in pairwise(sigmas):
         slope = (x - denoise(x, _at(now, x))) / now
@@ -82,7 +82,7 @@ def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, generator: torch.Generator
     return denoise(x, _at(sigmas[-1], x))
 
 
-def ancestral(denoise: Denoise, x: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor:
+def ancestral(denoise: Denoise, x: Tensor, sigmas: Tensor, generator: Source) -> Tensor:
     """DDPM's stochastic steps (Ho et al., arXiv 2006.11239) in sigma: down to the mean, then fresh noise."""
     for now, after in pairwise(sigmas):
         clean = denoise(x, _at(now, x))
@@ -91,7 +91,7 @@ def ancestral(denoise: Denoise, x: Tensor, sigmas: Tensor, generator: torch.Gene
     return denoise(x, _at(sigmas[-1], x))
 
 
-def decoupled(denoise: Denoise, x: Tensor, sigmas: Tensor, generator: torch.Generator) -> Tensor:
+def decoupled(denoise: Denoise, x: Tensor, sigmas: Tensor, generator: Source) -> Tensor:
     """Decoupled annealing (Zhang et al., arXiv 2407.01521): an estimate of x_0, then all noise anew.
 
     For a denoiser that draws from p(x | x_t, y) instead of giving its mean; errors of one level do not accumulate.

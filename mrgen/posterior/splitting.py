@@ -28,6 +28,7 @@ from mrgen.errors import MrgenError
 from mrgen.posterior.proximal import Proximal
 from mrgen.posterior.sets import each_set, power_shares
 from mrgen.prior.denoiser import Denoise
+from mrgen.prior.draws import Source
 from mrgen.prior.spectrum import power_spectrum
 from mrgen.scans.scan import Slice
 
@@ -43,7 +44,7 @@ class _Stationary(Proximal):
 
 
 def gaussian_posterior(
-    slice_: Slice, samples: int, iterations: int, generator: torch.Generator | None, power: Tensor | None = None
+    slice_: Slice, samples: int, iterations: int, generator: Source | None, power: Tensor | None = None
 ) -> Tensor:
     """`samples` exact draws (n, y, x), complex, or without a `generator` that many times the posterior mean.
 

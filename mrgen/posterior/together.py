@@ -31,9 +31,8 @@ from mrgen.posterior.system import (
     twice,
 )
 from mrgen.prior.denoiser import Denoise
-from mrgen.prior.draws import DrawPerItem
+from mrgen.prior.draws import DrawPerItem, Source, complex_noise
 from mrgen.prior.files import Prior
-from mrgen.prior.objectives import complex_noise
 from mrgen.prior.spectrum import Rings
 from mrgen.scans.scan import Slice
 from mrgen.settings import Recipe
@@ -78,7 +77,7 @@ class Together(Proximal):
         iterations: int,
         settled: float,
         local: bool,
-        draw: torch.Generator | None,
+        draw: Source | None,
         above: float,
     ) -> None:
         """The other arguments are those of `Proximal`, `above` its `draw_above`."""
@@ -130,10 +129,10 @@ def sample_together(
 
     Slices are as for `stack`; each has a generator of its own. Raises MrgenError on NaN.
     """
-    draws = DrawPerItem(torch.Generator(slices[0].kspace.device), generators, axis=1)
+    draws = DrawPerItem(generators, axis=1)
     lowest = last_level(prior.sigma_min, min(s.sigma0 for s in slices))
     sigmas = noise_levels(recipe.sigma_max, lowest, recipe.steps, recipe.grid)
-    draw = draws.generator if recipe.sampler == "decoupled" else None
+    draw = draws if recipe.sampler == "decoupled" else None
     above, local = float(sigmas[-1]), recipe.covariance == "local"
     denoise = Together(
         prior,
@@ -144,12 +143,12 @@ def sample_together(
         draw=draw,
         above=above,
     )
-    with torch.inference_mode(), draws:
+    with torch.inference_mode():
         start = conjugate_gradient(
             lambda x: denoise.normal(x) + 0.01 * x, denoise.adjoint_data, iterations=START_ITERATIONS
         )
         start = start.expand(recipe.samples, *start.shape)
-        x = start + recipe.sigma_max * complex_noise(start, draws.generator)
-        samples = SAMPLERS[recipe.sampler](denoise, x, sigmas, draws.generator)
+        x = start + recipe.sigma_max * complex_noise(start, draws)
+        samples = SAMPLERS[recipe.sampler](denoise, x, sigmas, draws)
     refuse_nan(samples, "use more steps or CG iterations")
     return samples.transpose(0, 1)

@@ -24,7 +24,7 @@ from mrgen.posterior.batch import Batch
 from mrgen.posterior.draws import DrawPerSample
 from mrgen.posterior.samplers import ddim, multistep, noise_levels
 from mrgen.prior.denoiser import Denoise
-from mrgen.prior.objectives import complex_noise
+from mrgen.prior.draws import complex_noise
 
 LEVELS = 20  # with more the samples stay what they are (docs/results/2026-11-22-samples.md)
 RESTARTS, RESTART_LEVELS, RESTART_RATIO = 4, 4, 8.0  # from sigma_max to sigma_max / RESTART_RATIO and back
@@ -50,12 +50,12 @@ def unconditional_samples(
     high = noise_levels(sigma_max, sigma_max / RESTART_RATIO, RESTART_LEVELS)
 
     in_batches = batch.counted(denoise, total, progress)
-    with torch.inference_mode(), draws:
-        x = sigma_max * complex_noise(torch.empty(shape, dtype=torch.complex64, device=device), draws.generator)
+    with torch.inference_mode():
+        x = sigma_max * complex_noise(torch.empty(shape, dtype=torch.complex64, device=device), draws)
         for _ in range(RESTARTS):
-            x = ddim(in_batches, x, high, draws.generator)
-            x = x + sigma_max * complex_noise(x, draws.generator)
-        samples = multistep(in_batches, x, sigmas, draws.generator)
+            x = ddim(in_batches, x, high, draws)
+            x = x + sigma_max * complex_noise(x, draws)
+        samples = multistep(in_batches, x, sigmas, draws)
     if not torch.isfinite(torch.view_as_real(samples)).all():
         raise MrgenError("sampling diverged (NaN): use more steps, or another prior")
     return samples

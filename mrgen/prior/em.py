@@ -55,9 +55,9 @@ from torch import Tensor
 from mrgen.errors import MrgenError
 from mrgen.prior.cache import alone
 from mrgen.prior.distributed import is_first, silent
+from mrgen.prior.draws import complex_noise
 from mrgen.prior.files import read_safetensors, write_safetensors
 from mrgen.prior.heldout import Score, mean_score, outside_centre, score, withhold
-from mrgen.prior.objectives import complex_noise
 from mrgen.scans.scan import Slice
 from mrgen.settings import EM
 

@@ -22,7 +22,7 @@ from mrgen.errors import MrgenError
 from mrgen.physics.fourier import fft2c, ifft2c
 from mrgen.physics.masks import sampling_mask
 from mrgen.prior.denoiser import Denoise
-from mrgen.prior.objectives import complex_noise
+from mrgen.prior.draws import Source, complex_noise, integers
 from mrgen.settings import Sampling
 
 
@@ -37,7 +37,7 @@ class MaskEnsemble:
         denoise: Denoise,
         sampling: Sampling,
         count: int,
-        generator: torch.Generator,
+        generator: Source,
         lines: Literal["sampled", "all"] = "sampled",
     ) -> None:
         self.denoise, self.sampling, self.count, self.generator, self.lines = denoise, sampling, count, generator, lines
@@ -45,7 +45,7 @@ class MaskEnsemble:
     def masks(self, images: int, n: int) -> Tensor:
         """(count, images, 1, n) on the CPU."""
         drawn = []
-        for seed in torch.randint(2**31, (images,), generator=self.generator, device=self.generator.device).tolist():
+        for seed in integers(2**31, images, self.generator).tolist():
             rng = np.random.RandomState(seed)  # of the image, whose masks do not depend on how many others there are
             for _ in range(self.count):
                 r = self.sampling.acceleration[rng.randint(len(self.sampling.acceleration))]

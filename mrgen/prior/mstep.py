@@ -31,9 +31,10 @@ from torch import Tensor
 from mrgen.prior.data import TrainingSet
 from mrgen.prior.denoiser import Denoise
 from mrgen.prior.distributed import is_first, local_device
+from mrgen.prior.draws import Source, complex_noise
 from mrgen.prior.em import read_samples
 from mrgen.prior.files import FORMAT, load_prior, read_safetensors, save_prior
-from mrgen.prior.objectives import CleanBatch, Objective, beside, complex_noise
+from mrgen.prior.objectives import CleanBatch, Objective, beside
 from mrgen.prior.train import train
 from mrgen.settings import Network, Protocol, Training
 
@@ -49,7 +50,7 @@ def from_samples(old: Denoise | None, eta: float, condition: bool = False) -> Ob
     """
 
     def objective(
-        denoise: Denoise, batch: CleanBatch, sigma_t: Tensor, generator: torch.Generator, training: Training
+        denoise: Denoise, batch: CleanBatch, sigma_t: Tensor, generator: Source, training: Training
     ) -> Tensor:
         x = batch.image[:, 0] if condition else batch.image
         level = beside(sigma_t, x)

@@ -53,7 +53,7 @@ from mrgen.physics.cg import conjugate_gradient
 from mrgen.physics.fourier import fft2c, ifft2c
 from mrgen.physics.operators import line_normal, sense
 from mrgen.prior.denoiser import Denoise
-from mrgen.prior.draws import randn_columns
+from mrgen.prior.draws import Source, complex_noise, uniform
 from mrgen.settings import Training
 
 DIVERGENCE_RANGE = 1.0  # sigma_t / sigma0 up to which every item has its trace; it sets the cost, not the risk
@@ -78,7 +78,7 @@ class CleanBatch:
     image: Tensor  # (batch, y, x) complex64, scaled
 
 
-Objective = Callable[[Denoise, "MeasuredBatch | CleanBatch", Tensor, torch.Generator, Training], Tensor]
+Objective = Callable[[Denoise, "MeasuredBatch | CleanBatch", Tensor, Source, Training], Tensor]
 """(denoiser, batch, sigma_t (batch,) on the CPU, generator, training) -> risks (batch,) where the arrays are."""
 
 
@@ -88,17 +88,7 @@ def to_device(batch: MeasuredBatch | CleanBatch, device: str) -> MeasuredBatch |
     return replace(batch, **{name: array.to(device, non_blocking=True) for name, array in arrays.items()})
 
 
-def complex_noise(like: Tensor, generator: torch.Generator, columns: Tensor | slice = slice(None)) -> Tensor:
-    """CN(0, 1) of the shape and type of `like`: E|n|^2 = 1; of its last axis only the `columns`."""
-    return randn_columns(like.shape, columns, dtype=like.dtype, device=like.device, generator=generator)
-
-
-def uniform(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Real numbers, uniform in [0, 1), of the shape of `like`."""
-    return torch.rand(like.shape, device=like.device, generator=generator)
-
-
-def unit_phase(like: Tensor, generator: torch.Generator) -> Tensor:
+def unit_phase(like: Tensor, generator: Source) -> Tensor:
     """A probe with |b| = 1 and uniform phase, so that E[b b^H] = I and E[b b^T] = 0."""
     angle = 2 * torch.pi * uniform(like, generator)
     return torch.polar(torch.ones_like(angle), angle)
@@ -155,7 +145,7 @@ class Input:
 
 
 def sense_input(
-    batch: MeasuredBatch, used: Tensor, sigma_t: Tensor, least: float, generator: torch.Generator, training: Training
+    batch: MeasuredBatch, used: Tensor, sigma_t: Tensor, least: float, generator: Source, training: Training
 ) -> Input:
     """u in the SENSE basis from the lines `used` (batch, 1, 1, kx), with c >= `least` sigma0."""
     a, y = sense(batch.maps, used), batch.kspace
@@ -182,7 +172,7 @@ def sense_input(
 
 
 def fourier_input(
-    batch: MeasuredBatch, used: Tensor, sigma_t: Tensor, least: float, generator: torch.Generator, training: Training
+    batch: MeasuredBatch, used: Tensor, sigma_t: Tensor, least: float, generator: Source, training: Training
 ) -> Input:
     """u in the Fourier basis, for one random unit-norm virtual coil per item; arguments as for `sense_input`."""
     coils = complex_noise(batch.kspace[:, :, 0, 0], generator) * _present(batch.maps)[..., 0, 0]
@@ -204,9 +194,7 @@ def fourier_input(
 INPUTS = {"sense": sense_input, "fourier": fourier_input}
 
 
-def gsure(
-    denoise: Denoise, batch: MeasuredBatch, sigma_t: Tensor, generator: torch.Generator, training: Training
-) -> Tensor:
+def gsure(denoise: Denoise, batch: MeasuredBatch, sigma_t: Tensor, generator: Source, training: Training) -> Tensor:
     """Weighted projected risk per pixel (batch,) at noise levels `sigma_t` (batch,), by the divergence."""
     given = INPUTS[training.basis](batch, batch.mask, sigma_t, 0.0, generator, training)
     q = (DIVERGENCE_RANGE * batch.sigma0 / given.sigma_t).square().clamp_max(1)
@@ -226,15 +214,13 @@ def gsure(
 
 
 def ambient_tweedie(
-    denoise: Denoise, batch: MeasuredBatch, sigma_t: Tensor, generator: torch.Generator, training: Training
+    denoise: Denoise, batch: MeasuredBatch, sigma_t: Tensor, generator: Source, training: Training
 ) -> Tensor:
     """Weighted projected risk per pixel (batch,), without a divergence."""
     return _recorrupted(denoise, batch, batch.mask, sigma_t, generator, training)
 
 
-def ambient(
-    denoise: Denoise, batch: MeasuredBatch, sigma_t: Tensor, generator: torch.Generator, training: Training
-) -> Tensor:
+def ambient(denoise: Denoise, batch: MeasuredBatch, sigma_t: Tensor, generator: Source, training: Training) -> Tensor:
     """Weighted projected risk per pixel (batch,) of D(u), u made from a random part of the sampled lines.
 
     A line stays with probability `training.survival`, always where every scan samples it, as it does the centre.
@@ -248,7 +234,7 @@ def _recorrupted(
     batch: MeasuredBatch,
     used: Tensor,
     sigma_t: Tensor,
-    generator: torch.Generator,
+    generator: Source,
     training: Training,
 ) -> Tensor:
     given = INPUTS[training.basis](batch, used, sigma_t, 1.0, generator, training)
@@ -260,9 +246,7 @@ def _recorrupted(
     return _per_item(residual - floor) / xhat[0].numel()
 
 
-def supervised(
-    denoise: Denoise, batch: CleanBatch, sigma_t: Tensor, generator: torch.Generator, training: Training
-) -> Tensor:
+def supervised(denoise: Denoise, batch: CleanBatch, sigma_t: Tensor, generator: Source, training: Training) -> Tensor:
     """|D(x + sigma_t n) - x|^2 per pixel (batch,): the oracle, and the M-step of EM."""
     level = beside(sigma_t, batch.image)
     x_t = batch.image + level.reshape(-1, 1, 1) * complex_noise(batch.image, generator)

@@ -177,8 +177,7 @@ def train(
                 places = torch.tensor(share.positions or range(1))
                 sigma_t, counted = levels[places], len(share.positions) > 0
                 with processes.averaging(model, part == training.accumulate - 1):
-                    with draws:
-                        risk = objective(draws.outside(denoise), share.items, sigma_t, draws.generator, training)
+                    risk = objective(denoise, share.items, sigma_t, draws, training)
                     weighted = beside(loss_weight(sigma_t, share.items, training.sigma_data), risk) * risk
                     loss = counted * processes.count / len(levels) * weighted.sum()  # the processes are averaged over
                     loss.backward()  # type: ignore[no-untyped-call]

@@ -22,7 +22,7 @@ from mrgen.posterior.mmps import Mmps
 from mrgen.posterior.proximal import Proximal
 from mrgen.posterior.samplers import GRIDS, SAMPLERS
 from mrgen.posterior.system import System, fourier_diagonal, transform, transform_back
-from mrgen.prior.objectives import complex_noise
+from mrgen.prior.draws import complex_noise
 from mrgen.prior.spectrum import power_spectrum
 from mrgen.scans.scan import Slice
 from mrgen.settings import Recipe

@@ -13,7 +13,8 @@ from mrgen.posterior.guidance import guide
 from mrgen.posterior.local import FREEDOM, local_variance
 from mrgen.posterior.proximal import Proximal
 from mrgen.prior.denoiser import Denoise
-from mrgen.prior.objectives import complex_noise, unit_phase
+from mrgen.prior.draws import complex_noise
+from mrgen.prior.objectives import unit_phase
 from mrgen.scans.scan import Slice
 from mrgen.settings import Recipe
 

@@ -23,7 +23,7 @@ from mrgen.posterior.mmps import Mmps
 from mrgen.posterior.proximal import Proximal
 from mrgen.posterior.samplers import SAMPLERS, noise_levels
 from mrgen.prior.denoiser import Denoise
-from mrgen.prior.objectives import complex_noise
+from mrgen.prior.draws import complex_noise
 from mrgen.scans.scan import Slice
 
 N = SHAPE[0] * SHAPE[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,14 +10,13 @@ from scipy import stats
 from torch import Tensor
 
 from mrgen.posterior.draws import DrawPerSample, complex_normal, random_bits
-from mrgen.prior.draws import DrawPerItem, Draws
-from mrgen.prior.objectives import complex_noise
+from mrgen.prior.draws import DrawPerItem, complex_noise, integers, uniform
 
 
 def draw(n: int, shape: tuple[int, ...] = (50, 60), times: int = 1, seed: int = 3, device: str = "cpu") -> Tensor:
-    with DrawPerSample(torch.Generator().manual_seed(seed)) as draws:
-        for _ in range(times):
-            noise = torch.randn((n, *shape), dtype=torch.complex64, device=device, generator=draws.generator)
+    draws, like = DrawPerSample(torch.Generator().manual_seed(seed)), torch.empty(n, *shape, device=device) + 0j
+    for _ in range(times):
+        noise = complex_noise(like, draws)
     return noise
 
 
@@ -51,21 +49,16 @@ def test_columns_are_those_of_all_the_noise(columns: Tensor | slice, monkeypatch
         return random_bits(seed, numbers)
 
     monkeypatch.setattr("mrgen.posterior.draws.random_bits", counted)
-    contexts: list[Callable[[], Draws]] = [
+    for source in (
         lambda: DrawPerSample(torch.Generator().manual_seed(3)),
-        lambda: DrawPerItem(torch.Generator(), [torch.Generator().manual_seed(i) for i in range(2)]),
-    ]
-    for context in contexts:
-        found = []
-        for wanted in (columns, slice(None)):
-            with context() as draws:
-                found.append(complex_noise(like, draws.generator, wanted))
+        lambda: DrawPerItem([torch.Generator().manual_seed(i) for i in range(2)]),
+        lambda: torch.Generator().manual_seed(1),
+    ):
+        found = [complex_noise(like, source(), wanted) for wanted in (columns, slice(None))]
         assert torch.equal(found[0], found[1][..., columns])
         assert found[1].std() > 0.9
         assert not torch.equal(found[1][0], found[1][1])
     assert computed == [like[..., columns].numel(), like.numel()], "those of a sample alone, and no others"
-    own, whole = (complex_noise(like, torch.Generator().manual_seed(1), c) for c in (columns, slice(None)))
-    assert torch.equal(own, whole[..., columns])
 
 
 def test_the_ends_of_the_range_are_finite() -> None:
@@ -87,20 +80,18 @@ def test_a_sample_does_not_depend_on_the_others() -> None:
 
 
 def test_whole_numbers_are_even_over_their_range() -> None:
-    with DrawPerSample(torch.Generator().manual_seed(0)) as draws:
-        numbers = torch.randint(10, (6000,), generator=draws.generator)
-        others = torch.randint(10, (6000,), generator=draws.generator)
-        elsewhere = torch.randint(10, (5,), generator=torch.Generator().manual_seed(1))
+    draws = DrawPerSample(torch.Generator().manual_seed(0))
+    numbers, others = (integers(10, 6000, draws) for _ in range(2))
     assert stats.chisquare(torch.bincount(numbers, minlength=10).numpy()).pvalue > 1e-3
     assert (numbers != others).any()
-    assert torch.equal(elsewhere, torch.randint(10, (5,), generator=torch.Generator().manual_seed(1)))
 
 
-def test_other_draws_with_this_generator_are_a_mistake() -> None:
-    with DrawPerSample(torch.Generator()) as draws, pytest.raises(AssertionError, match="with the generator"):
-        torch.rand((3,), generator=draws.generator)
-    with DrawPerSample(torch.Generator()) as draws, pytest.raises(AssertionError, match="with the generator"):
-        torch.randn((3,), generator=draws.generator)
+def test_a_sample_has_no_other_draws() -> None:
+    draws = DrawPerSample(torch.Generator())
+    with pytest.raises(NotImplementedError):
+        uniform(torch.empty(3), draws)
+    with pytest.raises(AssertionError, match="float32 noise"):
+        complex_noise(torch.empty(3), draws)
 
 
 @pytest.mark.gpu

@@ -19,7 +19,7 @@ from mrgen.posterior.proximal import Proximal
 from mrgen.posterior.samplers import decoupled, noise_levels
 from mrgen.posterior.sets import each_set, power_shares
 from mrgen.posterior.system import System, fourier_diagonal, transform, transform_back
-from mrgen.prior.objectives import complex_noise
+from mrgen.prior.draws import complex_noise
 from mrgen.scans.scan import Slice
 from mrgen.settings import Recipe
 

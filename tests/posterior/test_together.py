@@ -17,8 +17,8 @@ from mrgen.posterior.guidance import Proximal
 from mrgen.posterior.reconstruct import START_ITERATIONS, posterior_samples
 from mrgen.posterior.samplers import SAMPLERS, noise_levels
 from mrgen.posterior.together import sample_together, stack
+from mrgen.prior.draws import complex_noise
 from mrgen.prior.files import Prior
-from mrgen.prior.objectives import complex_noise
 from mrgen.scans.scan import Slice
 from mrgen.settings import Recipe
 

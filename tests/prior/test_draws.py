@@ -10,7 +10,7 @@ from tinyset import image, slices
 from torch import Tensor
 
 from mrgen.prior.data import TrainingSet
-from mrgen.prior.draws import DrawPerItem, stream
+from mrgen.prior.draws import DrawPerItem, complex_noise, stream, uniform
 from mrgen.prior.objectives import OBJECTIVES, CleanBatch, MeasuredBatch
 from mrgen.settings import Training
 
@@ -26,9 +26,8 @@ def batch_for(name: str) -> MeasuredBatch | CleanBatch:
 @pytest.mark.parametrize("places", [[2], [1, 3]])
 def test_every_objective_gives_an_item_the_same_risk_in_any_company(name: str, places: list[int]) -> None:
     def risk(batch: MeasuredBatch | CleanBatch, positions: list[int], step: int) -> Tensor:
-        with DrawPerItem.of_step(7, step, positions, "cpu") as draws:
-            denoise = draws.outside(lambda u, sigma: 0.3 * u)
-            return OBJECTIVES[name](denoise, batch, SIGMA[positions], draws.generator, Training(cg_iterations=8))
+        draws, training = DrawPerItem.of_step(7, step, positions, "cpu"), Training(cg_iterations=8)
+        return OBJECTIVES[name](lambda u, sigma: 0.3 * u, batch, SIGMA[positions], draws, training)
 
     whole = batch_for(name)
     part = type(whole)(**{f.name: getattr(whole, f.name)[places] for f in fields(whole)})
@@ -38,30 +37,25 @@ def test_every_objective_gives_an_item_the_same_risk_in_any_company(name: str, p
 
 
 def test_items_draw_numbers_of_their_own() -> None:
-    with DrawPerItem.of_step(0, 0, range(3), "cpu") as draws:
-        normal = torch.randn((3, 50_000), generator=draws.generator, dtype=torch.complex64)
-        phase = torch.rand((3, 50_000), generator=draws.generator)
-        shared = torch.rand((), generator=draws.generator)
-        elsewhere = torch.rand((5,), generator=torch.Generator().manual_seed(1))
+    draws, like = DrawPerItem.of_step(0, 0, range(3), "cpu"), torch.empty(3, 50_000)
+    normal, phase = complex_noise(like.to(torch.complex64), draws), uniform(like, draws)
     covariance = normal @ normal.mH / 50_000
     torch.testing.assert_close(covariance, torch.eye(3) + 0j, rtol=0, atol=0.03)  # 6 standard errors
     assert torch.allclose(phase.mean(1), torch.tensor(0.5), atol=0.01)
     assert torch.corrcoef(phase).fill_diagonal_(0).abs().max() < 0.03
-    assert shared == torch.rand((), generator=stream(0, 0, -1))
-    assert torch.equal(elsewhere, torch.rand(5, generator=torch.Generator().manual_seed(1)))
 
 
 def test_a_draw_that_does_not_begin_with_the_batch_is_a_mistake() -> None:
-    with DrawPerItem.of_step(0, 0, range(3), "cpu") as draws, pytest.raises(AssertionError, match="batch of 3"):
-        torch.rand((2, 3), generator=draws.generator)
+    with pytest.raises(AssertionError, match="batch of 3"):
+        uniform(torch.empty(2, 3), DrawPerItem.of_step(0, 0, range(3), "cpu"))
 
 
 def test_the_batch_may_be_another_axis() -> None:
     items = [torch.Generator().manual_seed(n) for n in range(3)]
-    with DrawPerItem(torch.Generator(), items, axis=1) as draws:
-        found = [torch.randn((2, 3, 4), generator=draws.generator) for _ in range(2)]
-        with pytest.raises(AssertionError, match="batch of 3"):
-            torch.rand((3, 2), generator=draws.generator)
+    draws = DrawPerItem(items, axis=1)
+    found = [complex_noise(torch.empty(2, 3, 4), draws) for _ in range(2)]
+    with pytest.raises(AssertionError, match="batch of 3"):
+        uniform(torch.empty(3, 2), draws)
     for n in range(3):
         alone = torch.Generator().manual_seed(n)
         assert all(torch.equal(drawn[:, n], torch.randn(2, 4, generator=alone)) for drawn in found)

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from mrgen.physics.operators import sense
 from mrgen.prior import objectives
+from mrgen.prior.draws import complex_noise
 from mrgen.prior.objectives import (
     OBJECTIVES,
     CleanBatch,
     MeasuredBatch,
-    complex_noise,
     denoise_with_slope,
     supervised,
     unit_phase,
