@@ -22,10 +22,7 @@ def stream(*key: int, device: str = "cpu") -> torch.Generator:
 
 
 class Draws(ABC):
-    """Random numbers by a rule of its own, for the functions below, which otherwise ask a torch.Generator.
-
-    A rule has no numbers of a kind that nobody asks it for.
-    """
+    """Random numbers by a rule of its own, for the functions below, which otherwise ask a torch.Generator."""
 
     @abstractmethod
     def normal(self, shape: Sequence[int], columns: Tensor | slice, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -33,11 +30,11 @@ class Draws(ABC):
 
     def uniform(self, shape: Sequence[int], device: torch.device) -> Tensor:
         """In place of torch.rand(shape)."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} draws no uniform numbers")
 
     def integers(self, high: int, count: int) -> Tensor:
         """In place of torch.randint(high, (count,)), on the CPU."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} draws no whole numbers")
 
 
 Source = torch.Generator | Draws

@@ -88,7 +88,7 @@ def test_whole_numbers_are_even_over_their_range() -> None:
 
 def test_a_sample_has_no_other_draws() -> None:
     draws = DrawPerSample(torch.Generator())
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(TypeError):
         uniform(torch.empty(3), draws)
     with pytest.raises(AssertionError, match="float32 noise"):
         complex_noise(torch.empty(3), draws)
