@@ -70,10 +70,10 @@ def network_steps(
     batch = Batch.on(device, report)
 
     def sample(slice_: Slice, prior: Prior, generator: torch.Generator, n: int) -> Tensor:
-        several = recipe.model_copy(update={"samples": n})
+        wanted = recipe.model_copy(update={"samples": n})
         if prior.conditional:
-            return conditional_samples(slice_, prior, several, simple(slice_), generator)
-        return posterior_samples(slice_, prior, several, generator, batch=batch)
+            return conditional_samples(slice_, prior, wanted, simple(slice_), generator)
+        return posterior_samples(slice_, prior, wanted, generator, batch=batch)
 
     def several(slices: list[Slice], prior: Prior, generators: list[torch.Generator], n: int) -> list[Tensor]:
         if prior.conditional or not together_applies(recipe):
