@@ -93,10 +93,20 @@ class Training(Settings):
     sigma_median: float = Field(0.2, gt=0, description="median of the log-normal noise levels")
     sigma_spread: float = Field(1.5, gt=0, description="std of the logarithm of the noise level")
     sigma_data: float = Field(0.4, gt=0, description="rms of the scaled complex image inside the head")
-    lambda_min: float = Field(0.01, gt=0, description="floor of lambda in the SENSE basis (METHOD: docs)")
+    lambda_min: float = Field(0.01, gt=0, description="floor of lambda in the SENSE basis: keeps the solve short")
+    lambda_max: float = Field(
+        0.01, gt=0, description="ceiling of lambda in the SENSE basis: noise levels that need more are raised"
+    )
     cg_iterations: int = Field(15, ge=1, description="CG iterations for a training input, SENSE basis")
     survival: float = Field(0.75, gt=0, le=1, description="Pr(a sampled line is in the input), objective `ambient`")
     seed: int = 0
+
+    @field_validator("lambda_max")
+    @classmethod
+    def _leave_room_above_the_floor(cls, ceiling: float, info: ValidationInfo) -> float:
+        if ceiling < info.data.get("lambda_min", 0):
+            raise ValueError(f"expected lambda_min, {info.data['lambda_min']:g}, or more, found {ceiling:g}")
+        return ceiling
 
 
 class EM(Settings):

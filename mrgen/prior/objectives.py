@@ -27,8 +27,10 @@ that, and below it the denoiser is what the network makes of less noisy scans an
 SENSE basis: A = M F S, B = (A^H A + lambda)^-1 A^H, and with c^2 = 2 lambda sigma_t^2 - sigma0^2 the noise of
     u = (A^H A + lambda)^-1 [A^H (y + c e1) + sigma_t A^H A e2 + lambda sigma_t e3]
 is white with std sigma_t for ANY A: along a singular direction s its variance is
-sigma_t^2 (2 lambda s^2 + s^4 + lambda^2) / (s^2 + lambda)^2. Every level can be reached: lambda is at least
-sigma0^2 / (2 sigma_t^2) for c >= 0 (`gsure`), twice that for c >= sigma0, and `lambda_min`, to keep the solve short.
+sigma_t^2 (2 lambda s^2 + s^4 + lambda^2) / (s^2 + lambda)^2. lambda is at least sigma0^2 / (2 sigma_t^2) for c >= 0
+(`gsure`), twice that for c >= sigma0, and `lambda_min`, to keep the solve short. So every level can be reached; but the
+image is left with a share s^2 / (s^2 + lambda) of itself, and where that is small D learns from what it is never shown
+when it is used. So a level that needs more than `lambda_max` is raised as well.
 
 The trace is estimated by one probe b of unit modulus and uniform phase, E Re(b^H J b) = Re tr J, with one
 directional derivative. By Tweedie's formula (tr J = risk / sigma_t^2) the term is 2 sigma0^2 / sigma_t^2 of the risk,
@@ -149,6 +151,7 @@ def sense_input(
 ) -> Input:
     """u in the SENSE basis from the lines `used` (batch, 1, 1, kx), with c >= `least` sigma0."""
     a, y = sense(batch.maps, used), batch.kspace
+    sigma_t = torch.maximum(sigma_t, ((1 + least**2) / (2 * training.lambda_max)) ** 0.5 * batch.sigma0)
     ratio = batch.sigma0.square() / sigma_t.square()
     lam = ((1 + least**2) / 2 * ratio).clamp_min(training.lambda_min)
     c = _broadcast(sigma_t * (2 * lam - ratio).clamp_min(0).sqrt(), y)

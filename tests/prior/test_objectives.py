@@ -21,7 +21,7 @@ from mrgen.settings import Training
 
 SHAPE = (6, 5)
 N = SHAPE[0] * SHAPE[1]
-TRAINING = Training(cg_iterations=12, lambda_min=0.01)  # lambda is 0.35 in these tests: solved to 1e-6
+TRAINING = Training(cg_iterations=12, lambda_min=0.01, lambda_max=1)  # lambda is 0.35: solved to 1e-6
 RATE = 0.5  # Pr(line is sampled)
 
 
@@ -61,17 +61,20 @@ def sense_input(batch: MeasuredBatch, sigma_t: Tensor, training: Training = TRAI
     return seen[0][: len(sigma_t)]
 
 
-@pytest.mark.parametrize("lambda_min", [0.01, 0.6])  # lambda is 0.35, where no noise is added to y, or 0.6
-def test_sense_input_has_white_noise_of_std_sigma_t(lambda_min: float) -> None:
+@pytest.mark.parametrize(
+    ("limits", "sigma"),  # lambda is 0.35, where no noise is added to y, or 0.6, or 0.2, for which the level is raised
+    [((0.01, 1), 0.6), ((0.6, 1), 0.6), ((0.01, 0.2), 0.5 / 0.4**0.5)],
+)
+def test_sense_input_has_white_noise_of_std_sigma_t(limits: tuple[float, float], sigma: float) -> None:
     g = torch.Generator().manual_seed(1)
-    size, sigma = 8_000, 0.6
+    size = 8_000
     one = make_batch(1, torch.zeros(SHAPE, dtype=torch.complex64), 0.5, 3, g)
     mask = torch.tensor([1.0, 0, 1, 1, 0]).expand(size, 1, 1, 5)
     maps = one.maps.expand(size, -1, -1, -1)
     y = 0.5 * mask * complex_noise(maps, g)
     batch = MeasuredBatch(y, mask, maps, torch.ones(size, 1, 1, 5), torch.full((size,), 0.5))
-    training = TRAINING.model_copy(update={"lambda_min": lambda_min})
-    u = sense_input(batch, torch.full((size,), sigma), training).flatten(1)
+    training = TRAINING.model_copy(update=dict(zip(("lambda_min", "lambda_max"), limits, strict=True)))
+    u = sense_input(batch, torch.full((size,), 0.6), training).flatten(1)
     covariance, pseudo = u.mH @ u / size, u.mT @ u / size
     # the standard error of an entry is 1 / sqrt(8000) = 1.1 %, of the mean of the diagonal 0.2 %; the largest of 900
     # entries is expected at 2.9 %

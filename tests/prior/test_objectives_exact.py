@@ -25,6 +25,7 @@ OBJECTIVES = [(o, b) for o in ("gsure", "ambient-tweedie", "ambient") for b in (
 
 def training(objective: str, basis: str, **changes: Any) -> Training:
     settings: dict[str, Any] = {"objective": objective, "basis": basis, "cg_iterations": 40, "lambda_min": 1e-6}
+    settings["lambda_max"] = 1e6  # every level as it is
     return Training(**settings | changes)
 
 
