@@ -16,7 +16,7 @@ from mrgen.prior.train import train
 from mrgen.settings import Protocol
 
 WARM = 2  # updates that are not timed
-ENOUGH = 3.0  # seconds
+ENOUGH, ENOUGH_GPU = 3.0, 20.0  # seconds; on a GPU so many that to record the network's passes counts for little
 
 
 def rehearse(
@@ -42,8 +42,8 @@ def rehearse(
 
     seconds(WARM)  # finds algorithms and fills caches
     short, timed, taken = seconds(WARM), 5, 0.0
-    processes = join(device)
-    while processes.any(taken < ENOUGH)[0]:
+    processes, enough = join(device), ENOUGH if device == "cpu" else ENOUGH_GPU
+    while processes.any(taken < enough)[0]:
         timed *= 2
         taken = seconds(WARM + timed) - short
     rate, count = timed / taken, steps or protocol.training.steps
