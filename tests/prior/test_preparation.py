@@ -306,7 +306,9 @@ def test_a_scan_that_another_process_is_at_is_waited_for(into, folder: Path, fin
                 left.append(waiting.wait(30) and nobody_else)
                 if not finished:
                     raise InterruptedError
-                shutil.copy(files(elsewhere)[0], cache)
+                whole, partial = files(elsewhere)[0], folder / "partial"
+                shutil.copy(whole, partial)
+                os.replace(partial, cache / whole.name)  # it appears as a whole, as it does when it is written
         except InterruptedError as error:
             left.append(error)
 
