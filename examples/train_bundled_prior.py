@@ -4,7 +4,7 @@ r"""Simulate undersampled head scans and train the prior that ships with mrgen, 
         --volume head_t1_volume.npz --work runs/head --scans 2400
     python examples/train_bundled_prior.py train --work runs/head --basis fourier -o runs/head/gsure.safetensors
     python examples/train_bundled_prior.py em --work runs/head --start runs/head/gsure.safetensors --rounds 3 \
-        -o runs/head/em.safetensors
+        --quietest 0.5 --relaxation 1.5 --sigma-min 0.003 -o runs/head/em.safetensors
     python examples/train_bundled_prior.py ship --work runs/head --prior runs/head/em.safetensors \
         -o mrgen/prior/head.safetensors
 
@@ -163,14 +163,20 @@ def image_set(folder: Path, device: str) -> TrainingSet:
     return TrainingSet.from_images(images, f"{folder.name}-{len(images)}")
 
 
+def protocol_of(args: argparse.Namespace) -> Protocol:
+    """The protocol that is named, with what the command line changes."""
+    protocol, changed = load(Protocol, args.protocol), {}
+    for part, names in (
+        ("training", ("objective", "basis", "steps", "batch", "learning_rate", "sigma_min")),
+        ("em", ("quietest", "relaxation")),
+    ):
+        given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+        changed[part] = getattr(protocol, part).model_copy(update=given)
+    return protocol.model_copy(update=changed)
+
+
 def learn(args: argparse.Namespace) -> None:
-    protocol = load(Protocol, args.protocol)
-    changes = {
-        k: getattr(args, k)
-        for k in ("objective", "basis", "steps", "batch", "learning_rate", "sigma_min")
-        if getattr(args, k) is not None
-    }
-    protocol = protocol.model_copy(update={"training": protocol.training.model_copy(update=changes)})
+    protocol = protocol_of(args)
     supervised = protocol.training.objective == "supervised"
     data = (
         image_set(args.work / "clean", args.device)
@@ -193,9 +199,13 @@ def learn(args: argparse.Namespace) -> None:
 
 def expectation_maximisation(args: argparse.Namespace) -> None:
     """Rounds of EM on the measured scans, in a folder of --work named after the prior to write."""
-    protocol = load(Protocol, args.protocol)
+    protocol = protocol_of(args)
     steps, settings = network_steps(protocol, args.device, say, args.diffem)
-    cases = [Case(scan.file.stem, scan.mask[0], partial(scan.read, 0)) for scan in measured_scans(args.work)]
+    scans = measured_scans(args.work)
+    noise = [(scan.mask[0].numel() / float(scan.mask[0].sum())) ** 0.5 * scan.sigma0[0] for scan in scans]
+    scans = [scans[n] for n in em.quietest(noise, protocol.em.quietest)]
+    scans.sort(key=lambda scan: scan.shape[1:])  # those of one matrix are sampled together
+    cases = [Case(scan.file.stem, scan.mask[0], partial(scan.read, 0)) for scan in scans]
     run = Run(
         cases,
         args.start,
@@ -244,6 +254,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--sigma-min", type=float)
+    parser.add_argument("--quietest", type=float, help="share of the scans that EM learns from, the quietest")
+    parser.add_argument("--relaxation", type=float, help="of the steps of EM")
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop after this time, to be resumed")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("-o", "--out", type=Path)

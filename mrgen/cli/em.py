@@ -65,6 +65,7 @@ def em(
     items = [items[n] for n in quietest(noise, protocol.em.quietest)]
     if len(items) < len(noise):
         typer.echo(f"learning from the {len(items)} quietest of {len(noise)} slices")
+    items.sort(key=lambda item: item.scan.shape[1:])  # those of one matrix are sampled together
 
     first = work / "gaussian.safetensors" if start == "gaussian" else Path(start)
     if start == "gaussian":

@@ -62,7 +62,7 @@ from mrgen.scans.scan import Slice
 from mrgen.settings import EM
 
 REPORT_SECONDS = 10.0
-SEVERAL = 32  # slices that are sampled at once, where they are
+SEVERAL = 64  # samples that are drawn at once, of several slices, where they are
 LOOK_SECONDS = 0.2  # between looks for the prior that another process is to write
 
 P = TypeVar("P")
@@ -240,7 +240,8 @@ def _expect(
     scoring = withheld.issuperset(case.name for case in cases)
     if w and steps.extrapolate and number > 2 and not scoring:
         prior = steps.extrapolate(prior, steps.load(run.prior(number - 2)), w)
-    size = SEVERAL if steps.several else 1
+    each = run.settings.held_out_samples if scoring else run.settings.samples
+    size = max(1, SEVERAL // each) if steps.several else 1
     groups = [cases[i : i + size] for i in range(0, len(cases), size)]  # the same in every process: one lock for each
     begun = spoken = time.monotonic()
     for patience in (0, -1):  # those that nobody is at; then, without end of patience, those of the others
