@@ -21,7 +21,8 @@ import mrgen.prior.train as loop
 from mrgen.errors import MrgenError
 from mrgen.prior.data import TrainingSet
 from mrgen.prior.files import load_prior, read_safetensors, save_prior, write_safetensors
-from mrgen.prior.train import any_pose, average_exponent, draw_sigma, learning_rate, train
+from mrgen.prior.train import any_pose, draw_sigma, learning_rate, train
+from mrgen.prior.update import average_exponent
 from mrgen.settings import Protocol, Training
 
 pytestmark = pytest.mark.usefixtures("no_plots")
