@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from mrgen.errors import MrgenError
-from mrgen.prior.cache import CachedScan, present, read_slices
-from mrgen.prior.objectives import CleanBatch, MeasuredBatch, to_device
+from mrgen.prior.cache import CachedScan, read_slices
+from mrgen.prior.draws import stream
+from mrgen.prior.objectives import CleanBatch, MeasuredBatch, beside, to_device
 from mrgen.prior.preparation import prepare_scans
 from mrgen.prior.weights import gsure_weights, line_probability
 from mrgen.scans.scan import Slice
@@ -28,6 +29,7 @@ from mrgen.settings import Protocol, Sampling
 
 SCANS = (".h5", ".mrd", ".dat", ".cfl", ".npz")
 AHEAD, READERS = 2, 16  # batches that are loaded before they are asked for; threads that read their items
+COILS = -1  # stands for no item in the seed of a step's virtual coils
 
 
 @dataclass(frozen=True)
@@ -166,26 +168,28 @@ class TrainingSet:
         rank: int = 0,
         processes: int = 1,
         parts: int = 1,
-        maps: bool = True,
+        combined: bool = False,
     ) -> Generator[Share]:
         """What process `rank` of `processes` computes from `step` on, without end: each batch in `parts` shares.
 
         A share takes every (processes * parts)-th item, so that all have like mixtures of the noise levels, which rise
-        with the position in the batch. They come on `device`: a GPU gets the next one while it computes.
+        with the position in the batch. They come on `device`: a GPU gets the next one while it computes. `combined`
+        ones have the k-space of one virtual coil, anew in each step, which is all that the Fourier basis looks at.
         """
         order = (
-            (indices, range(part * processes + rank, len(indices), parts * processes))
-            for indices in self._order(step, batch, seed)
+            (number, indices, range(part * processes + rank, len(indices), parts * processes))
+            for number, indices in enumerate(self._order(step, batch, seed), step)
             for part in range(parts)
         )
-        beside = torch.cuda.Stream(device) if device != "cpu" else None  # type: ignore[no-untyped-call]
+        side = torch.cuda.Stream(device) if device != "cpu" else None  # type: ignore[no-untyped-call]
         pool, readers = ThreadPoolExecutor(AHEAD, "batches"), ThreadPoolExecutor(READERS, "items")
 
-        def load(indices: list[int], positions: range) -> tuple[Share, torch.cuda.Event | None]:
-            with torch.cuda.stream(beside):
-                batch = to_device(self.collate(indices, positions or range(1), device, readers, maps), device)
+        def load(number: int, indices: list[int], positions: range) -> tuple[Share, torch.cuda.Event | None]:
+            coils = stream(seed, number, COILS) if combined else None
+            with torch.cuda.stream(side):
+                batch = to_device(self.collate(indices, positions or range(1), device, readers, coils), device)
             floors = torch.zeros(len(indices)) if self.floors is None else self.floors[indices]
-            return Share(batch, positions, floors), None if beside is None else beside.record_event()
+            return Share(batch, positions, floors), None if side is None else side.record_event()
 
         try:
             loading = deque(pool.submit(load, *share) for share in islice(order, AHEAD))
@@ -205,33 +209,46 @@ class TrainingSet:
         positions: range | None = None,
         device: str | None = None,
         readers: Executor | None = None,
-        maps: bool = True,
+        combine: torch.Generator | None = None,
     ) -> MeasuredBatch | CleanBatch:
-        """One batch, or its items at `positions`, with coil maps or without; threads of `readers` read its items.
+        """One batch, or its items at `positions`; threads of `readers` read its items.
 
         Its large arrays are filled on `device`, where the items are without one; a GPU may still be at it. Fewer coils
-        than the batch has at most are padded with zeros, which changes nothing.
+        than the batch has at most are padded with zeros, which changes nothing. With `combine` k-space (batch, 1, y, x)
+        is that of one virtual coil, an item's coils with weights that are uniform on the unit sphere, drawn for the
+        whole batch, whatever the `positions`; maps are 1 (batch, 1, 1, 1).
         """
+        places = range(len(indices)) if positions is None else positions
         whole = [self.items[i] for i in indices]
-        chosen = [whole[p] for p in positions] if positions is not None else whole
+        chosen = [whole[p] for p in places]
         if isinstance(chosen[0], Tensor):
             return CleanBatch(torch.stack(chosen))  # type: ignore[arg-type]
         items: list[Item | StoredItem] = chosen  # type: ignore[assignment]
         home, coils = items[0].mask.device, max(i.coils for i in whole)  # type: ignore[union-attr]
+        weights = None
+        if combine is not None:
+            drawn = torch.randn(len(whole), coils, dtype=torch.complex64, generator=combine)
+            mine = [drawn[p, : i.coils] for p, i in zip(places, items, strict=True)]
+            weights = [w / w.norm() for w in mine]
+            coils = 1
         kspace = torch.empty(len(items), coils, *self.shapes[indices[0]], dtype=torch.complex64, device=device or home)
-        there = present([i.coils for i in items], coils, kspace.device)
-        filled = torch.empty_like(kspace) if maps else there.to(kspace)
+        maps = torch.empty_like(kspace) if weights is None else kspace.new_ones(len(items), 1, 1, 1)
 
         if isinstance(items[0], StoredItem):
-            read_slices([(i.scan, i.n) for i in items], kspace, filled if maps else None, readers)  # type: ignore[union-attr]
-        else:
-            for whole_array, name in ((kspace, "kspace"), (filled, "maps"))[: 1 + maps]:
+            slices = [(i.scan, i.n) for i in items]  # type: ignore[union-attr]
+            read_slices(slices, kspace, maps if weights is None else None, readers, weights)
+        elif weights is None:
+            for whole_array, name in ((kspace, "kspace"), (maps, "maps")):
                 parts = [array[: i.coils] for array, i in zip(whole_array.zero_(), items, strict=True)]
                 torch._foreach_copy_(parts, [getattr(i, name) for i in items])
+        else:
+            there = torch.split(beside(torch.cat(weights), kspace), [len(w) for w in weights])
+            for array, i, w in zip(kspace.flatten(1), items, there, strict=True):
+                torch.mv(i.kspace.flatten(1).mT, w, out=array)  # type: ignore[union-attr]
         return MeasuredBatch(
             kspace=kspace,
             mask=torch.stack([i.mask for i in items])[:, None, None],
-            maps=filled,
+            maps=maps,
             weights=torch.stack([i.weights for i in items])[:, None, None],
             sigma0=torch.tensor([i.sigma0 for i in items]),
         )

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from mrgen.errors import MrgenError
 from mrgen.physics.masks import sampling_mask, sampling_probability
@@ -240,36 +239,64 @@ def test_stored_items_make_the_batches_of_items_in_memory(tmp_path: Path) -> Non
             assert torch.equal(getattr(one, field.name), getattr(two, field.name))
 
 
-def test_the_fourier_basis_learns_without_maps_which_are_not_read(tmp_path: Path) -> None:
+def stored_set(folder: Path) -> tuple[TrainingSet, TrainingSet, list[CachedScan]]:
+    """Slices with 2 and with 4 coils, in files and in memory."""
     sampling = Sampling(pattern="random", acceleration=(2.0,), center_fraction=0.2)
-    scans = []
+    scans, made = [], []
     for coils in (2, 4):
         (item,) = fake_items(coils, (16, 20), 1)
-        file = tmp_path / f"{coils}.h5"
-        write_scan(file, [Entry(0, 2.0, Slice(item.kspace, item.mask, item.maps, 0.1, 1.0, None))], {"left_out": {}})
-        scans.append(CachedScan.open(file))
-    data = TrainingSet([StoredItem(scan, 0, sampling) for scan in scans], [(16, 20)] * 2, "")
-    whole, basis = data.collate([0, 1]), Training(basis="fourier")
-    assert isinstance(whole, MeasuredBatch)
+        slice_ = Slice(item.kspace, item.mask, item.maps, 0.1, 1.0, None)
+        write_scan(folder / f"{coils}.h5", [Entry(0, 2.0, slice_)], {"left_out": {}})
+        scans.append(CachedScan.open(folder / f"{coils}.h5"))
+        made.append(item_of(slice_, sampling, 2.0))
+    stored = [StoredItem(scan, 0, sampling) for scan in scans]
+    return TrainingSet(stored, [(16, 20)] * 2, ""), TrainingSet(made, [(16, 20)] * 2, ""), scans
+
+
+def test_the_fourier_basis_learns_from_virtual_coils_and_reads_no_maps(tmp_path: Path) -> None:
+    """Of files and of memory the same; a unit-norm combination of an item's own coils, whichever share asks for it."""
+    stored, made, scans = stored_set(tmp_path)
+    plain = made.collate([0, 1])
     for scan in scans:
         os.truncate(scan.file, scan.places["maps"][0].offset)
-    without = data.collate([0, 1], maps=False)
-    assert isinstance(without, MeasuredBatch)
-    assert without.maps.shape == (2, 4, 1, 1)
-
-    def risk(batch: MeasuredBatch) -> Tensor:
-        return gsure(lambda u, s: 0.3 * u, batch, torch.tensor([0.05, 0.4]), torch.Generator().manual_seed(1), basis)
-
-    assert torch.equal(risk(whole), risk(without))
+    one, two = (data.collate([0, 1], combine=torch.Generator().manual_seed(3)) for data in (stored, made))
+    assert isinstance(plain, MeasuredBatch)
+    assert isinstance(one, MeasuredBatch)
+    assert isinstance(two, MeasuredBatch)
+    assert one.kspace.shape == (2, 1, 16, 20)
+    assert torch.equal(one.maps, torch.ones(2, 1, 1, 1) + 0j)
+    torch.testing.assert_close(one.kspace, two.kspace)
+    for n, coils in enumerate((2, 4)):
+        rows = plain.kspace[n, :coils].flatten(1).mT
+        weights = torch.linalg.lstsq(rows, one.kspace[n].flatten()[:, None]).solution
+        torch.testing.assert_close(rows @ weights, one.kspace[n].flatten()[:, None], rtol=1e-4, atol=1e-5)
+        assert float(weights.norm()) == pytest.approx(1, rel=1e-4)
+        part = stored.collate([0, 1], range(n, n + 1), combine=torch.Generator().manual_seed(3))
+        assert isinstance(part, MeasuredBatch)
+        assert torch.equal(part.kspace[0], one.kspace[n])
     with pytest.raises(MrgenError, match="ends too early"):
-        data.collate([0, 1])
+        stored.collate([0, 1])
 
 
+def test_virtual_coils_have_the_power_of_the_coils_on_average_and_change_with_the_step() -> None:
+    made = fake_items(3, (8, 6), 4)
+    data = TrainingSet(made, [i.shape for i in made], "")
+    drawn = [share.items for share in itertools.islice(data.shares(0, 4, seed=1, combined=True), 400)]
+    again = next(data.shares(7, 4, seed=1, combined=True)).items
+    kspace = torch.stack([batch.kspace for batch in drawn if isinstance(batch, MeasuredBatch)])
+    assert isinstance(again, MeasuredBatch)
+    assert torch.equal(again.kspace, kspace[7])
+    assert not torch.equal(again.kspace, kspace[8])
+    power = torch.stack([i.kspace.abs().square().sum() for i in made]).mean() / 3
+    assert float(kspace.abs().square().sum((-3, -2, -1)).mean()) == pytest.approx(float(power), rel=0.05)
+
+
+@pytest.mark.parametrize("combined", [False, True])
 @pytest.mark.parametrize(("processes", "parts"), [(1, 2), (2, 1), (2, 2), (5, 1)])
-def test_shares_make_up_the_batch(processes: int, parts: int) -> None:
+def test_shares_make_up_the_batch(processes: int, parts: int, combined: bool) -> None:
     data = fake_set()
-    whole = list(itertools.islice(batches(data, 2), 8))
-    shares = [data.shares(2, 3, 1, "cpu", rank, processes, parts) for rank in range(processes)]
+    whole = [share.items for share in itertools.islice(data.shares(2, 3, 1, combined=combined), 8)]
+    shares = [data.shares(2, 3, 1, "cpu", rank, processes, parts, combined) for rank in range(processes)]
     for batch in whole:
         assert isinstance(batch, MeasuredBatch)
         seen: list[int] = []
@@ -285,11 +312,16 @@ def test_shares_make_up_the_batch(processes: int, parts: int) -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_gets_the_same_batches() -> None:
+@pytest.mark.parametrize("combined", [False, True])
+def test_a_gpu_gets_the_same_batches(combined: bool) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no NVIDIA GPU here")
-    for one, two, _ in zip(batches(fake_set(), 0), batches(fake_set(), 0, "cuda"), range(30), strict=False):
+    here_and_there = (fake_set().shares(0, 3, 1, device, combined=combined) for device in ("cpu", "cuda"))
+    for one, two in itertools.islice(zip(*here_and_there, strict=False), 30):
         for field in fields(MeasuredBatch):
-            here, there = getattr(one, field.name), getattr(two, field.name)
+            here, there = getattr(one.items, field.name), getattr(two.items, field.name)
             assert there.device.type == ("cpu" if field.name == "sigma0" else "cuda")
-            assert torch.equal(here, there.cpu())
+            if combined:
+                torch.testing.assert_close(here, there.cpu())
+            else:
+                assert torch.equal(here, there.cpu())
