@@ -32,7 +32,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "ambient-fourier": {"objective": "ambient", "basis": "fourier"},
 }
 R, CENTRE = 4.0, 0.08
-FEW = 16  # steps, in which a GPU has recorded the passes of every shape that a batch has
+FEW = 100  # steps, in which a GPU has recorded the passes of every shape that a batch often has
 
 
 def noise_items(count: int, coils: int, shape: tuple[int, int], sigma0: float, device: str) -> list[Item]:

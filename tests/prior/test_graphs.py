@@ -54,6 +54,12 @@ def result(run: Any, net: UNet, x: Tensor, c_noise: Tensor) -> list[Tensor]:
     return [out.detach(), *(p.grad.clone() for p in net.parameters() if p.grad is not None)]
 
 
+def compare(found: list[Tensor], wanted: list[Tensor], tolerance: float) -> None:
+    gradient = max(float(b.norm()) for b in wanted[1:])  # some are zero but for rounding
+    for a, b in zip(found, wanted, strict=True):
+        assert (a - b).norm() <= tolerance * max(b.norm(), 1e-3 * gradient), a.shape
+
+
 def follow(device: str, tolerance: float) -> Graphs:
     """Sizes of many batches, in turn, as recordings give them and as the network does."""
     net, g = network(device), stream(0)
@@ -62,9 +68,7 @@ def follow(device: str, tolerance: float) -> Graphs:
         x, c = torch.randn(count, 2, *shape, generator=g).to(device), torch.randn(count, generator=g).to(device)
         wanted, found = result(net, net, x, c), result(run, net, x, c)
         assert len(found) == 1 + len(list(net.parameters()))
-        gradient = max(float(b.norm()) for b in wanted[1:])  # some are zero but for rounding
-        for a, b in zip(found, wanted, strict=True):
-            assert (a - b).norm() <= tolerance * max(b.norm(), 1e-3 * gradient), (count, shape)
+        compare(found, wanted, tolerance)
     assert set(run.recordings) == {(8, 2, 12, 16), (8, 2, 16, 12)}
     return run
 
@@ -86,6 +90,17 @@ def imitated(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_batches_of_like_sizes_share_a_recording() -> None:
     """And what fills a batch up, which has been there before, has no weight."""
     follow("cpu", 1e-5)
+
+
+@pytest.mark.usefixtures("imitated")
+def test_a_batch_is_filled_up_to_a_recording_that_is_a_little_larger() -> None:
+    net, g = network("cpu"), stream(2)
+    run = Graphs(net)
+    for count in (17, 18, 16, 16, 15, 15):  # of 20, 16 wants a quarter more, 15 a third
+        x, c = torch.randn(count, 2, 12, 16, generator=g), torch.randn(count, generator=g)
+        compare(result(run, net, x, c), result(net, net, x, c), 1e-5)
+        assert (16, 2, 12, 16) not in run.recordings or count == 15
+    assert set(run.recordings) == {(20, 2, 12, 16), (16, 2, 12, 16)}
 
 
 @pytest.mark.usefixtures("imitated")
