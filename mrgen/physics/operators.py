@@ -230,12 +230,16 @@ def line_normal(maps: Tensor, mask: Tensor) -> Callable[[Tensor], Tensor]:
     return _transforms(Coils(maps), mask, (-1,))
 
 
-def _transforms(coils: LinearOperator, mask: Tensor, axes: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
-    """S^H F^H M F S with transforms along `axes` whose origin is a corner, not the centre: only M cares, in k-space."""
-    sampled = torch.fft.ifftshift(mask, dim=axes)
+def _transforms(coils: Coils | CoilSets, mask: Tensor, axes: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+    """S^H F^H M F S with transforms along `axes` whose origin is a corner, not the centre: only M cares, in k-space.
+
+    M takes the scale of the inverse transform along, which would be a pass over all coils of its own.
+    """
+    size = math.prod(coils.domain[axis] for axis in axes)
+    sampled = torch.fft.ifftshift(mask, dim=axes).to(coils.maps.real.dtype) / size
 
     def normal(x: Tensor) -> Tensor:
         kspace = torch.fft.fftn(coils.forward(x), dim=axes)
-        return coils.adjoint(torch.fft.ifftn(sampled * kspace, dim=axes))
+        return coils.adjoint(torch.fft.ifftn(sampled * kspace, dim=axes, norm="forward"))
 
     return normal
