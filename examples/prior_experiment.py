@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         quick = args.work / "tiny.toml"
         args.work.mkdir(parents=True, exist_ok=True)
         quick.write_text('description = "tiny"\nsteps = 2\ncg_iterations = 3\n')
-        experiment = replace(experiment, size=replace(TINY, em_recipe=str(quick)), arms=ARMS[-1:])
+        experiment = replace(experiment, size=replace(TINY, em_recipe=str(quick)), arms=ARMS[3:4])
     if args.job:
         job = next(job for job in experiment.jobs() if job.name == args.job)
         part, parts = (int(n) for n in args.part.split("/"))
