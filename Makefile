@@ -28,8 +28,8 @@ demo: $(VENV)/.installed  ## install, then reconstruct the bundled scan at R = 8
 	@echo "  $(OUT)/report.json   metrics and how they were made"
 	@echo "  $(OUT)/dicom, nifti  the same for viewers (docs/dicom.md)"
 
-test: $(VENV)/.installed-test  ## install the test extras, then run the test suite
-	$(BIN)/pytest
+test: $(VENV)/.installed-test  ## install the test extras, then run the test suite, a file of tests on each core
+	$(BIN)/pytest -n auto --dist loadfile
 
 check: $(VENV)/.installed-test  ## lint, check the format and the types
 	$(BIN)/ruff check .
