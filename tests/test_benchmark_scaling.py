@@ -53,10 +53,10 @@ def run(benchmark: ModuleType, folder: Path, *parts: str, by_torchrun: bool = Fa
 def test_one_process_and_two_prepare_and_train_alike(work: Path) -> None:
     record = json.loads((work / "found.json").read_text())
     figures, runs = record["figures"], record["train"][0]["runs"]
-    assert all(runs[n]["slices"] == 4 and runs[n]["window"][1] == 10 for n in "12")
+    assert all(runs[n]["slices"] == 4 and runs[n]["window"][1] == 7 for n in "12")
     assert figures["slices_prepared_per_second"]["2"] == 4 / runs["2"]["preparation_seconds"]
     rates = figures["updates_per_second"]["4"]
-    assert rates["2"] == pytest.approx(10 / runs["2"]["window"][0])
+    assert rates["2"] == pytest.approx(7 / runs["2"]["window"][0])
     assert figures["training_ratio"]["4"] == pytest.approx(rates["2"] / rates["1"])
     agreement = record["train"][0]["agreement"]
     assert agreement["entries"] > 12

@@ -210,15 +210,16 @@ def said(name: str, record: Record) -> Record:
     return record
 
 
-def reports(done: Done) -> list[tuple[float, int]]:
-    """When a training reported which update, but for the last one, after which it writes files."""
-    return [(when, int(m[1])) for when, m in done.when(r"^step (\d+)/(\d+) ") if m[1] != m[2]]
+def reports(done: Done, begin: float = 0.0) -> list[tuple[float, int]]:
+    """When a training reported which update from that share of them on, but for the last, after which it writes."""
+    found = ((when, int(m[1]), int(m[2])) for when, m in done.when(r"^step (\d+)/(\d+) "))
+    return [(when, step) for when, step, steps in found if begin * steps <= step < steps]
 
 
 def training_record(done: Done) -> Record:
-    """Of `mrgen train-prior`: its speed is that between its first report and its last."""
+    """Of `mrgen train-prior`: its speed is that of its last two thirds, when a GPU has recorded what it does."""
     (prepared, found), *_ = done.when(r"^prepared \d+ scans: (\d+) slices, \d+ of them new, in ([\d.]+) s")
-    said = reports(done)
+    said = reports(done, 1 / 3)
     window = [said[-1][0] - said[0][0], said[-1][1] - said[0][1]] if len(said) > 1 else None
     return {
         "seconds": done.seconds,

@@ -21,11 +21,10 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,18 +150,12 @@ class _Place:
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def read(self, file: Path, array: Tensor, combine: Tensor | None = None) -> None:
-        """Into `array`, which is as long, beside other threads; or its sum over the first axis, with weights.
-
-        Raises MrgenError.
-        """
-        whole = array if combine is None else torch.empty(self.shape, dtype=self.dtype)
+    def read(self, file: Path, array: Tensor) -> None:
+        """Into `array`, which is as long, beside other threads. Raises MrgenError."""
         with _reading(file), file.open("rb") as opened:
             opened.seek(self.offset)
-            if opened.readinto(whole.numpy().data) < self.nbytes:
+            if opened.readinto(array.numpy().data) < self.nbytes:
                 raise ValueError("it ends too early")
-        if combine is not None:  # NumPy's product is one thread's, as each of these threads is one
-            np.dot(combine.numpy(), whole.flatten(1).numpy(), out=array.numpy())
 
 
 @dataclass(frozen=True)
@@ -230,27 +223,27 @@ def read_slices(
     """Fill k-space and maps (slice, coil, y, x) with the nth slices of scans, and with 0 the coils that these lack.
 
     Maps, most of what a slice holds, are not read where there is nothing to fill. With weights (coil,) of each slice in
-    `combine`, k-space is (slice, 1, y, x), the weighted sum over its coils: of the others nothing leaves the threads.
+    `combine`, where k-space is, that is (slice, 1, y, x): the weighted sum of its coils.
 
     Threads of `readers` read, and do nothing else: Python's lock and the GPU's driver are for the thread that trains. A
     GPU gets the large arrays of all slices at once, without being waited for. Raises MrgenError.
     """
-    coils = [1 if combine else scan.shape[0] for scan, _ in slices]
-    there = present(coils, kspace.shape[1], kspace.device)
+    there = present([1 if combine else scan.shape[0] for scan, _ in slices], kspace.shape[1], kspace.device)
     masks = torch.stack([scan.mask[n] for scan, n in slices]).bool().to(kspace.device)
     sampled = masks.reshape(len(slices), 1, -1, masks.shape[-1])  # lines or points
-    arrays, jobs = {}, list[Callable[[], None]]()
+    given, jobs = dict[str, Tensor](), []
+    sizes = {part: [math.prod(scan.places[part][n].shape) for scan, n in slices] for part in LARGE}
     for part in LARGE if maps is not None else LARGE[:1]:
         places = [scan.places[part][n] for scan, n in slices]
-        stored = [math.prod(place.shape) for place in places]
-        sizes = [size // len(w) for size, w in zip(stored, combine, strict=True)] if combine else stored
-        arrays[part] = torch.empty(sum(sizes), dtype=places[0].dtype, pin_memory=kspace.is_cuda)
-        for i, piece in enumerate(torch.split(arrays[part], sizes)):
-            file, weights = slices[i][0].file, combine[i] if combine else None
-            jobs.append(partial(places[i].read, file, piece, weights))
-    for _ in (readers.map if readers else map)(lambda job: job(), jobs):
+        given[part] = torch.empty(sum(sizes[part]), dtype=places[0].dtype, pin_memory=kspace.is_cuda)
+        pieces = torch.split(given[part], sizes[part])
+        jobs += [(place, scan.file, piece) for place, (scan, _), piece in zip(places, slices, pieces, strict=True)]
+    for _ in (readers.map if readers else map)(lambda job: job[0].read(*job[1:]), jobs):
         pass
-    given = {part: array.to(kspace.device, non_blocking=True) for part, array in arrays.items()}
+    given = {part: array.to(kspace.device, non_blocking=True) for part, array in given.items()}
+    if combine:
+        coils = zip(combine, torch.split(given["samples"], sizes["samples"]), strict=True)
+        given["samples"] = torch.cat([torch.mv(own.view(len(w), -1).mT, w) for w, own in coils])
     kspace.zero_().masked_scatter_(sampled & there, given["samples"])
     if maps is not None:
         support = given["support"].reshape(len(slices), 1, *maps.shape[-2:])

@@ -225,13 +225,13 @@ class TrainingSet:
             return CleanBatch(torch.stack(chosen))  # type: ignore[arg-type]
         items: list[Item | StoredItem] = chosen  # type: ignore[assignment]
         home, coils = items[0].mask.device, max(i.coils for i in whole)  # type: ignore[union-attr]
-        weights = None
+        shape = len(items), 1 if combine else coils, *self.shapes[indices[0]]
+        kspace, weights = torch.empty(shape, dtype=torch.complex64, device=device or home), None
         if combine is not None:
             drawn = torch.randn(len(whole), coils, dtype=torch.complex64, generator=combine)
             mine = [drawn[p, : i.coils] for p, i in zip(places, items, strict=True)]
-            weights = [w / w.norm() for w in mine]
-            coils = 1
-        kspace = torch.empty(len(items), coils, *self.shapes[indices[0]], dtype=torch.complex64, device=device or home)
+            like = items[0].kspace if isinstance(items[0], Item) else kspace
+            weights = torch.split(beside(torch.cat([w / w.norm() for w in mine]), like), [len(w) for w in mine])
         maps = torch.empty_like(kspace) if weights is None else kspace.new_ones(len(items), 1, 1, 1)
 
         if isinstance(items[0], StoredItem):
@@ -242,9 +242,8 @@ class TrainingSet:
                 parts = [array[: i.coils] for array, i in zip(whole_array.zero_(), items, strict=True)]
                 torch._foreach_copy_(parts, [getattr(i, name) for i in items])
         else:
-            there = torch.split(beside(torch.cat(weights), kspace), [len(w) for w in weights])
-            for array, i, w in zip(kspace.flatten(1), items, there, strict=True):
-                torch.mv(i.kspace.flatten(1).mT, w, out=array)  # type: ignore[union-attr]
+            made = [torch.mv(i.kspace.flatten(1).mT, w) for i, w in zip(items, weights, strict=True)]  # type: ignore[union-attr]
+            torch._foreach_copy_(list(kspace.flatten(1)), made)
         return MeasuredBatch(
             kspace=kspace,
             mask=torch.stack([i.mask for i in items])[:, None, None],

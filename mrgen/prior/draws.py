@@ -8,17 +8,23 @@ processes or into parts, and a step that is computed again after a resume draws 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+TRITON = importlib.util.find_spec("triton") is not None  # comes with torch for CUDA on Linux
+
+
+def _seed(*key: int) -> int:
+    return int.from_bytes(hashlib.sha256(" ".join(map(str, key)).encode()).digest()[:8])
+
 
 def stream(*key: int, device: str = "cpu") -> torch.Generator:
     """A generator seeded with a hash of `key`: other keys, independent numbers."""
-    digest = hashlib.sha256(" ".join(map(str, key)).encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8]))
+    return torch.Generator(device).manual_seed(_seed(*key))
 
 
 class Draws(ABC):
@@ -73,11 +79,6 @@ class DrawPerItem(Draws):
         self.items, self.axis = items, axis
         self.twins: Sequence[torch.Generator] | None = None
 
-    @classmethod
-    def of_step(cls, seed: int, step: int, positions: Sequence[int], device: str) -> DrawPerItem:
-        """For the items at `positions` of the batch of a training step."""
-        return cls([stream(seed, step, place, device=device) for place in positions])
-
     def normal(self, shape: Sequence[int], columns: Tensor | slice, dtype: torch.dtype, device: torch.device) -> Tensor:
         return self._each(torch.randn, shape, dtype, device)[..., columns]
 
@@ -99,3 +100,47 @@ class DrawPerItem(Draws):
         if self.twins is None:
             self.twins = [torch.Generator(device).manual_seed(g.initial_seed()) for g in self.items]
         return self.twins
+
+
+class DrawByCounter(Draws):
+    """The same of items (item,) of a GPU, all by one kernel, for shapes that begin with the batch."""
+
+    def __init__(self, seeds: Sequence[int], device: str) -> None:
+        self.seeds, self.before = seeds, 0
+        self.on_cpu: DrawPerItem | None = None
+        there = torch.tensor([(seed + 2**63) % 2**64 - 2**63 for seed in seeds])  # the same 64 bits, with a sign
+        self.there = there.pin_memory().to(device, non_blocking=True) if device != "cpu" else there
+
+    def normal(self, shape: Sequence[int], columns: Tensor | slice, dtype: torch.dtype, device: torch.device) -> Tensor:
+        if device.type == "cpu":
+            return self._others().normal(shape, columns, dtype, device)
+        drawn = torch.empty(shape, dtype=dtype, device=device)
+        self._fill(torch.view_as_real(drawn) if dtype.is_complex else drawn, True, 0.5**0.5 if dtype.is_complex else 1)
+        return drawn[..., columns]
+
+    def uniform(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        if device.type == "cpu":
+            return self._others().uniform(shape, device)
+        drawn = torch.empty(shape, device=device)
+        self._fill(drawn, False, 1)
+        return drawn
+
+    def _fill(self, out: Tensor, normal: bool, scale: float) -> None:
+        from mrgen.prior import philox  # here, as nothing else needs Triton
+
+        assert len(out) == len(self.seeds), f"drew {tuple(out.shape)} for a batch of {len(self.seeds)}"
+        self.before += philox.draw(self.there, self.before, out.reshape(len(out), -1), normal, scale)
+
+    def _others(self) -> DrawPerItem:
+        """For numbers on the CPU beside those on the GPU."""
+        if self.on_cpu is None:
+            self.on_cpu = DrawPerItem([torch.Generator().manual_seed(seed) for seed in self.seeds])
+        return self.on_cpu
+
+
+def draws_of_step(seed: int, step: int, positions: Sequence[int], device: str) -> Draws:
+    """For the items at `positions` of the batch of a training step."""
+    seeds = [_seed(seed, step, place) for place in positions]
+    if device != "cpu" and TRITON:
+        return DrawByCounter(seeds, device)
+    return DrawPerItem([torch.Generator(device).manual_seed(own) for own in seeds])

@@ -5,9 +5,9 @@ core: more than a GPU takes for them unless the batch is large. Recorded once fo
 
 A recording works in memory of its own, which all recordings of a network share, as no more than one is in use: from a
 forward pass to its backward pass. A second forward pass in between runs as it would without this, and so does a shape
-that comes for the first time, or one too many. Batches are filled up to a multiple of STEP, so that those that differ
-by a few images are one shape, or further to one that is recorded, if it is not larger by more than a share of SPARE;
-what fills them has no weight in the gradient.
+that comes for the first time, or one too many. Batches are filled up by an eighth, if they are not small, so that
+those that differ by a few images are one shape, or further to one that is recorded, if it is not larger by more than a
+share of SPARE; what fills them has no weight in the gradient.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-STEP, SPARE = 4, 0.25  # images; of the images
+LEAST, SPARE = 4, 0.25  # images; share of the images
 MOST = 16  # shapes
 WARM = 3  # passes before a recording, in which libraries choose what they do
 
@@ -93,7 +93,8 @@ class Graphs:
     def __call__(self, images: Tensor, c_noise: Tensor) -> Tensor:
         """(batch, channels, y, x) and c_noise (batch,) to (batch, 2, y, x)."""
         count = len(images)
-        shape = -(-count // STEP) * STEP, *images.shape[1:]
+        step = max(LEAST, 2 ** count.bit_length() // 16)
+        shape = -(-count // step) * step, *images.shape[1:]
         room = [
             s for s in self.recordings if s[1:] == shape[1:] and count <= s[0] <= max(shape[0], (1 + SPARE) * count)
         ]

@@ -23,7 +23,7 @@ from mrgen.prior.checkpoint import restore_checkpoint, save_checkpoint, stop_sig
 from mrgen.prior.data import TrainingSet
 from mrgen.prior.denoiser import Denoise, Denoiser, risk_weight
 from mrgen.prior.distributed import join, silent
-from mrgen.prior.draws import DrawPerItem, stream
+from mrgen.prior.draws import draws_of_step, stream
 from mrgen.prior.files import save_prior
 from mrgen.prior.graphs import Graphs
 from mrgen.prior.objectives import OBJECTIVES, CleanBatch, MeasuredBatch, Objective, beside
@@ -159,7 +159,7 @@ def train(
                 common = stream(training.seed, step)
                 levels = draw_sigma(share.floors, training, common)
                 denoise = any_pose(model, common)
-                draws = DrawPerItem.of_step(training.seed, step, share.positions or range(1), device)
+                draws = draws_of_step(training.seed, step, share.positions or range(1), device)
                 places = torch.tensor(share.positions or range(1))
                 sigma_t, counted = levels[places], len(share.positions) > 0
                 with processes.averaging(model, part == training.accumulate - 1):

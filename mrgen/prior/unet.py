@@ -7,7 +7,6 @@ skips are added, not concatenated. Images are zero-padded to a multiple of patch
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from itertools import pairwise
 
@@ -15,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mrgen.prior.draws import TRITON
 from mrgen.settings import GROUPS
 
 EMBEDDING = 128  # width of the noise-level embedding
-TRITON = importlib.util.find_spec("triton") is not None  # comes with torch for CUDA on Linux
 
 
 def norm_silu(x: Tensor, norm: nn.GroupNorm, modulation: Tensor | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from tinyset import image, slices
 from torch import Tensor
 
 from mrgen.prior.data import TrainingSet
-from mrgen.prior.draws import DrawPerItem, complex_noise, stream, uniform
+from mrgen.prior.draws import DrawPerItem, complex_noise, draws_of_step, stream, uniform
 from mrgen.prior.objectives import OBJECTIVES, CleanBatch, MeasuredBatch
 from mrgen.settings import Training
 
@@ -26,7 +26,7 @@ def batch_for(name: str) -> MeasuredBatch | CleanBatch:
 @pytest.mark.parametrize("places", [[2], [1, 3]])
 def test_every_objective_gives_an_item_the_same_risk_in_any_company(name: str, places: list[int]) -> None:
     def risk(batch: MeasuredBatch | CleanBatch, positions: list[int], step: int) -> Tensor:
-        draws, training = DrawPerItem.of_step(7, step, positions, "cpu"), Training(cg_iterations=8)
+        draws, training = draws_of_step(7, step, positions, "cpu"), Training(cg_iterations=8)
         return OBJECTIVES[name](lambda u, sigma: 0.3 * u, batch, SIGMA[positions], draws, training)
 
     whole = batch_for(name)
@@ -37,7 +37,7 @@ def test_every_objective_gives_an_item_the_same_risk_in_any_company(name: str, p
 
 
 def test_items_draw_numbers_of_their_own() -> None:
-    draws, like = DrawPerItem.of_step(0, 0, range(3), "cpu"), torch.empty(3, 50_000)
+    draws, like = draws_of_step(0, 0, range(3), "cpu"), torch.empty(3, 50_000)
     normal, phase = complex_noise(like.to(torch.complex64), draws), uniform(like, draws)
     covariance = normal @ normal.mH / 50_000
     torch.testing.assert_close(covariance, torch.eye(3) + 0j, rtol=0, atol=0.03)  # 6 standard errors
@@ -47,7 +47,7 @@ def test_items_draw_numbers_of_their_own() -> None:
 
 def test_a_draw_that_does_not_begin_with_the_batch_is_a_mistake() -> None:
     with pytest.raises(AssertionError, match="batch of 3"):
-        uniform(torch.empty(2, 3), DrawPerItem.of_step(0, 0, range(3), "cpu"))
+        uniform(torch.empty(2, 3), draws_of_step(0, 0, range(3), "cpu"))
 
 
 def test_the_batch_may_be_another_axis() -> None:
