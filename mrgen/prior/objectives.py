@@ -143,13 +143,41 @@ class Input:
     c: Tensor  # times this, broadcasts against y
     weights: Tensor  # diagonal of W on the sampled points, as y
     forward: Callable[[Tensor], Tensor]  # A
-    ends: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (b, chosen) -> A^H W b, B b of those items
+    probe: Probe | None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a trace tr(W A J_D B) is estimated by, for the `rows` of the batch that are chosen for it."""
+
+    rows: Tensor  # (chosen,)
+    times: Tensor  # (chosen,): 1 / q, how often each counts
+    left: Tensor  # A^H W b (chosen, y, x)
+    right: Tensor  # B b
+
+
+def _chosen(probed: bool, sigma_t: Tensor, batch: MeasuredBatch, generator: Source) -> tuple[Tensor, Tensor]:
+    """Which items have their trace computed, if any, and 1 / q of each, both (chosen,) on the CPU."""
+    if not probed:
+        return torch.empty(0, dtype=torch.long), torch.empty(0)
+    q = (DIVERGENCE_RANGE * batch.sigma0 / sigma_t).square().clamp_max(1)
+    rows = (uniform(q, generator) < q).nonzero().flatten()  # on the CPU, as nonzero waits
+    return rows, 1 / q[rows]
 
 
 def sense_input(
-    batch: MeasuredBatch, used: Tensor, sigma_t: Tensor, least: float, generator: Source, training: Training
+    batch: MeasuredBatch,
+    used: Tensor,
+    sigma_t: Tensor,
+    least: float,
+    generator: Source,
+    training: Training,
+    probed: bool = False,
 ) -> Input:
-    """u in the SENSE basis from the lines `used` (batch, 1, 1, kx), with c >= `least` sigma0."""
+    """u in the SENSE basis from the lines `used` (batch, 1, 1, kx), with c >= `least` sigma0; `probed` with a probe.
+
+    One solve gives u and what the probe needs.
+    """
     a, y = sense(batch.maps, used), batch.kspace
     sigma_t = torch.maximum(sigma_t, ((1 + least**2) / (2 * training.lambda_max)) ** 0.5 * batch.sigma0)
     ratio = batch.sigma0.square() / sigma_t.square()
@@ -157,25 +185,35 @@ def sense_input(
     c = _broadcast(sigma_t * (2 * lam - ratio).clamp_min(0).sqrt(), y)
     weights = (batch.weights * batch.mask * _present(batch.maps)).expand_as(y)
 
-    def solve(rhs: Tensor, maps: Tensor, lines: Tensor, shift: Tensor) -> Tensor:
-        normal, shift = line_normal(maps, lines), _broadcast(shift, rhs)
-        return conjugate_gradient(lambda x: normal(x) + shift * x, rhs, iterations=training.cg_iterations)
-
-    def ends(b: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        maps, lines = batch.maps[chosen], used[chosen]
-        part = sense(maps, lines)
-        return part.adjoint(weights[chosen] * b), solve(part.adjoint(b), maps, lines, beside(lam, b)[chosen])
-
     e1 = complex_noise(y, generator)
     e2, e3 = (complex_noise(batch.maps[:, 0], generator) for _ in range(2))
-    s = _broadcast(sigma_t, e2)
-    rhs = a.adjoint(y + c * e1) + s * (a.normal(e2) + _broadcast(lam, e3) * e3)
-    u = solve(rhs, batch.maps, used, lam)
-    return Input(u, sigma_t, y, used, e1, c, weights, sense(batch.maps, batch.mask).forward, ends)
+    s, shift, maps, lines = _broadcast(sigma_t, e2), _broadcast(lam, e2), batch.maps, used
+    rhs = a.adjoint(y + c * e1) + s * (line_normal(maps, lines)(e2) + shift * e3)
+    rows, times = _chosen(probed, sigma_t, batch, generator)
+    if len(rows):
+        b, rows = unit_phase(y, generator), beside(rows, y)
+        b, part = b[rows], sense(maps[rows], lines[rows])
+        left = part.adjoint(weights[rows] * b)
+        rhs, maps, lines, shift = (
+            torch.cat([t, more])
+            for t, more in ((rhs, part.adjoint(b)), (maps, maps[rows]), (lines, lines[rows]), (shift, shift[rows]))
+        )
+    normal = line_normal(maps, lines)
+    found = conjugate_gradient(lambda x: normal(x) + shift * x, rhs, iterations=training.cg_iterations)
+    u, right = found[: len(y)], found[len(y) :]
+    probe = Probe(rows, beside(times, y), left, right) if len(rows) else None
+    whole = a if used is batch.mask else sense(batch.maps, batch.mask)
+    return Input(u, sigma_t, y, used, e1, c, weights, whole.forward, probe)
 
 
 def fourier_input(
-    batch: MeasuredBatch, used: Tensor, sigma_t: Tensor, least: float, generator: Source, training: Training
+    batch: MeasuredBatch,
+    used: Tensor,
+    sigma_t: Tensor,
+    least: float,
+    generator: Source,
+    training: Training,
+    probed: bool = False,
 ) -> Input:
     """u in the Fourier basis, for one random unit-norm virtual coil per item; arguments as for `sense_input`."""
     coils = complex_noise(batch.kspace[:, :, 0, 0], generator) * _present(batch.maps)[..., 0, 0]
@@ -185,13 +223,13 @@ def fourier_input(
     weights = (batch.weights[:, 0] * mask).expand_as(y.real)
     sigma_t = torch.maximum(sigma_t, (1 + least**2) ** 0.5 * batch.sigma0)
     c = _broadcast((sigma_t.square() - batch.sigma0.square()).clamp_min(0).sqrt(), y)
-    e = complex_noise(y, generator)
-
-    def ends(b: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        return ifft2c(weights[chosen] * b), ifft2c(used[chosen] * b)
-
+    e, probe = complex_noise(y, generator), None
     u = ifft2c(used * (y + c * e) + (1 - used) * _broadcast(sigma_t, y) * e)
-    return Input(u, sigma_t, y, used, e, c, weights, lambda x: mask * fft2c(x), ends)
+    rows, times = _chosen(probed, sigma_t, batch, generator)
+    if len(rows):
+        b, rows = unit_phase(y, generator), beside(rows, y)
+        probe = Probe(rows, beside(times, y), ifft2c(weights[rows] * b[rows]), ifft2c(used[rows] * b[rows]))
+    return Input(u, sigma_t, y, used, e, c, weights, lambda x: mask * fft2c(x), probe)
 
 
 INPUTS = {"sense": sense_input, "fourier": fourier_input}
@@ -199,18 +237,14 @@ INPUTS = {"sense": sense_input, "fourier": fourier_input}
 
 def gsure(denoise: Denoise, batch: MeasuredBatch, sigma_t: Tensor, generator: Source, training: Training) -> Tensor:
     """Weighted projected risk per pixel (batch,) at noise levels `sigma_t` (batch,), by the divergence."""
-    given = INPUTS[training.basis](batch, batch.mask, sigma_t, 0.0, generator, training)
-    q = (DIVERGENCE_RANGE * batch.sigma0 / given.sigma_t).square().clamp_max(1)
-    chosen = (uniform(q, generator) < q).nonzero().flatten()  # on the CPU, as nonzero waits
-    b, level = unit_phase(given.y, generator), beside(given.sigma_t, given.u)
+    given = INPUTS[training.basis](batch, batch.mask, sigma_t, 0.0, generator, training, probed=True)
+    level, probe = beside(given.sigma_t, given.u), given.probe
     trace = torch.zeros_like(level)
-    if len(chosen) == 0:
+    if probe is None:
         xhat = denoise(given.u, level)
     else:
-        rows = beside(chosen, b)
-        left, right = given.ends(b[rows], rows)
-        xhat, slope = denoise_with_slope(denoise, given.u, right, level, rows)
-        trace = trace.index_add(0, rows, _per_item((left.conj() * slope).real) / beside(q[chosen], b))
+        xhat, slope = denoise_with_slope(denoise, given.u, probe.right, level, probe.rows)
+        trace = trace.index_add(0, probe.rows, probe.times * _per_item((probe.left.conj() * slope).real))
     residual = _per_item(given.weights * (given.forward(xhat) - given.y).abs().square())
     variance = beside(batch.sigma0.square(), residual)
     return (residual + variance * (2 * trace - _per_item(given.weights))) / xhat[0].numel()
