@@ -13,6 +13,7 @@ from children import Child
 
 from mrgen.physics.fourier import fft2c
 from mrgen.prior.files import load_prior
+from mrgen.scans.scan import Slice
 from mrgen.settings import Protocol, load
 
 ROOT = Path(__file__).parent.parent
@@ -90,3 +91,18 @@ def test_two_sets_want_a_fully_sampled_scan(tmp_path: Path) -> None:
     script = runpy.run_path(str(ROOT / "examples" / "two_sets_of_maps.py"))
     with pytest.raises(SystemExit, match=r"error: folded.h5 is undersampled: expected a fully sampled scan"):
         script["main"]([str(tmp_path / "folded.h5")])
+
+
+def test_the_error_at_unseen_lines_is_that_of_the_image_whatever_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples whose mean is 0.9 x are 20 dB below x on all lines, also where noise is four times as strong as that."""
+    script = runpy.run_path(str(ROOT / "examples" / "unseen_lines.py"))
+    g = torch.Generator().manual_seed(0)
+    x, maps = (torch.randn(*n, 48, 64, dtype=torch.complex64, generator=g) for n in ((), (4,)))
+    maps = maps / maps.norm(dim=0)
+    samples = (0.9 + 0.1 * torch.tensor([1, -1, 1j, -1j])[:, None, None]) * x
+    monkeypatch.setitem(script["figures"].__globals__, "posterior_samples", lambda *_: samples)
+    for sigma0, tolerance in ((1e-3, 0.01), (0.1, 0.7)):
+        noise = torch.randn(4, 48, 64, dtype=torch.complex64, generator=g)
+        whole = Slice(fft2c(maps * x) + sigma0 * noise, torch.ones(64), maps, sigma0, 1.0, None)
+        found = script["figures"](whole, 4.0, None, None, 0)["error_db"]
+        assert found == pytest.approx(-20, abs=tolerance)
