@@ -165,15 +165,8 @@ def _chosen(probed: bool, sigma_t: Tensor, batch: MeasuredBatch, generator: Sour
     return rows, 1 / q[rows]
 
 
-def sense_input(
-    batch: MeasuredBatch,
-    used: Tensor,
-    sigma_t: Tensor,
-    least: float,
-    generator: Source,
-    training: Training,
-    probed: bool = False,
-) -> Input:
+def sense_input(batch: MeasuredBatch, used: Tensor, sigma_t: Tensor, least: float, generator: Source,
+                training: Training, probed: bool = False) -> Input:  # fmt: skip
     """u in the SENSE basis from the lines `used` (batch, 1, 1, kx), with c >= `least` sigma0; `probed` with a probe.
 
     One solve gives u and what the probe needs.
@@ -206,15 +199,8 @@ def sense_input(
     return Input(u, sigma_t, y, used, e1, c, weights, whole.forward, probe)
 
 
-def fourier_input(
-    batch: MeasuredBatch,
-    used: Tensor,
-    sigma_t: Tensor,
-    least: float,
-    generator: Source,
-    training: Training,
-    probed: bool = False,
-) -> Input:
+def fourier_input(batch: MeasuredBatch, used: Tensor, sigma_t: Tensor, least: float, generator: Source,
+                  training: Training, probed: bool = False) -> Input:  # fmt: skip
     """u in the Fourier basis, for one random unit-norm virtual coil per item; arguments as for `sense_input`."""
     coils = complex_noise(batch.kspace[:, :, 0, 0], generator) * _present(batch.maps)[..., 0, 0]
     coils = coils / coils.norm(dim=1, keepdim=True)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+from kernels import compiled, interpret
 from torch import Tensor, nn
 
 from mrgen.prior import unet
@@ -73,29 +71,20 @@ def interpreted() -> None:
 
 
 def test_the_kernels_compute_what_pytorch_does() -> None:
-    pytest.importorskip("triton", reason="Triton, which interprets the kernels without a GPU, is not installed")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    interpret(__file__)
 
 
 def test_the_kernels_compile_for_an_h100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For widths of the bundled prior, of which the second leaves columns empty."""
-    triton = pytest.importorskip("triton", minversion="3.6", reason="Triton, which compiles the kernels, is not there")
+    pytest.importorskip("triton", reason="Triton, which compiles the kernels, is not there")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from mrgen.prior import fused
 
+    types = {"pixels": "i32", "eps": "fp32", "x_at": "*bf16", "dh_at": "*bf16", "modulation_at": "*bf16"}
     for kernel, width, backward in product((fused._sums, fused._apply), (64, 96), (False, True)):
-        names, sizes = kernel.arg_names, (*fused._divide(width, 160 * 184, 16)[1], backward)
-        constants = {(len(names) - len(sizes) + i,): value for i, value in enumerate(sizes)}
-        given = {"pixels": "i32", "eps": "fp32", "x_at": "*bf16", "dh_at": "*bf16", "modulation_at": "*bf16"}
-        signature = {n: "constexpr" if (i,) in constants else given.get(n, "*fp32") for i, n in enumerate(names)}
-        aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n.endswith("_at")}
-        compiled = triton.compile(ASTSource(kernel, signature, constants, aligned), GPUTarget("cuda", 90, 32))
-        assert compiled.asm["cubin"], (kernel, width, backward)
+        sizes = (*fused._divide(width, 160 * 184, 16)[1], backward)
+        constants = dict(zip(kernel.arg_names[-len(sizes) :], sizes, strict=True))
+        assert compiled(kernel, constants, types, "*fp32"), (kernel, width, backward)
 
 
 if __name__ == "__main__":

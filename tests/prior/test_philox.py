@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from kernels import compiled, interpret
 from torch import Tensor
 
 from mrgen.prior.draws import DrawByCounter, complex_noise, draws_of_step, uniform
@@ -76,27 +74,17 @@ def interpreted() -> None:
 
 
 def test_the_kernel_draws_as_it_should() -> None:
-    pytest.importorskip("triton", reason="Triton, which interprets the kernel without a GPU, is not installed")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    interpret(__file__)
 
 
 def test_the_kernel_compiles_for_an_h100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    triton = pytest.importorskip("triton", minversion="3.6", reason="Triton, which compiles the kernel, is not there")
+    pytest.importorskip("triton", reason="Triton, which compiles the kernel, is not there")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from mrgen.prior import philox
 
+    types = {"seeds_at": "*i64", "out_at": "*fp32", "scale": "fp32"}
     for normal in (False, True):
-        names = philox._draw.arg_names
-        constants = {(names.index("NORMAL"),): normal, (names.index("BLOCK"),): philox.BLOCK}
-        given = {"seeds_at": "*i64", "out_at": "*fp32", "scale": "fp32"}
-        signature = {n: "constexpr" if (i,) in constants else given.get(n, "i32") for i, n in enumerate(names)}
-        compiled = triton.compile(ASTSource(philox._draw, signature, constants), GPUTarget("cuda", 90, 32))
-        assert compiled.asm["cubin"]
+        assert compiled(philox._draw, {"NORMAL": normal, "BLOCK": philox.BLOCK}, types, "i32")
 
 
 if __name__ == "__main__":
