@@ -2,9 +2,9 @@ r"""Simulate undersampled head scans and train the prior that ships with mrgen, 
 
     python examples/train_bundled_prior.py simulate --images brain_t1_slices.npz \
         --volume head_t1_volume.npz --work runs/head --scans 2400
-    python examples/train_bundled_prior.py train --work runs/head --basis fourier -o runs/head/gsure.safetensors
+    python examples/train_bundled_prior.py train --work runs/head -o runs/head/gsure.safetensors
     python examples/train_bundled_prior.py em --work runs/head --start runs/head/gsure.safetensors --rounds 3 \
-        --quietest 0.5 --relaxation 1.5 --sigma-min 0.003 -o runs/head/em.safetensors
+        --set em.quietest=0.5 training.sigma_min=0.003 -o runs/head/em.safetensors
     python examples/train_bundled_prior.py ship --work runs/head --prior runs/head/em.safetensors \
         -o mrgen/prior/head.safetensors
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -165,14 +166,13 @@ def image_set(folder: Path, device: str) -> TrainingSet:
 
 def protocol_of(args: argparse.Namespace) -> Protocol:
     """The protocol that is named, with what the command line changes."""
-    protocol, changed = load(Protocol, args.protocol), {}
-    for part, names in (
-        ("training", ("objective", "basis", "steps", "batch", "learning_rate", "sigma_min")),
-        ("em", ("quietest", "relaxation")),
-    ):
-        given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-        changed[part] = getattr(protocol, part).model_copy(update=given)
-    return protocol.model_copy(update=changed)
+    settings = load(Protocol, args.protocol).model_dump()
+    for path, equals, value in (text.partition("=") for text in args.set):
+        part, _, name = path.partition(".")
+        if not equals or name not in settings.get(part, {}):
+            raise SystemExit(f"error: --set {path}: expected PART.NAME=VALUE of a protocol, such as em.relaxation=1.5")
+        settings[part][name] = tomllib.loads(f"value = {value}")["value"]
+    return Protocol(**settings)
 
 
 def learn(args: argparse.Namespace) -> None:
@@ -244,18 +244,11 @@ def main() -> None:
     parser.add_argument("--scans", type=int, default=2400)
     parser.add_argument("--shard", default="0/1", help="k/n: this process does every n-th scan from k")
     parser.add_argument("--protocol", default="head")
-    parser.add_argument("--objective", choices=("gsure", "ambient-tweedie", "ambient", "supervised"))
-    parser.add_argument("--basis", choices=("sense", "fourier"))
+    parser.add_argument("--set", nargs="+", default=[], metavar="PART.NAME=VALUE", help="what differs from it")
     parser.add_argument("--start", type=Path, help="prior to start from")
     parser.add_argument("--rounds", type=int, default=3, help="of EM, at most")
     parser.add_argument("--diffem", action="store_true", help="conditional denoisers in the rounds of EM")
     parser.add_argument("--prior", type=Path, help="prior to ship")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--sigma-min", type=float)
-    parser.add_argument("--quietest", type=float, help="share of the scans that EM learns from, the quietest")
-    parser.add_argument("--relaxation", type=float, help="of the steps of EM")
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop after this time, to be resumed")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("-o", "--out", type=Path)
