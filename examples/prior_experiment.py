@@ -8,9 +8,10 @@ people that no prior was trained on, and writes the figures of every scan and th
 examples/experiment/plan.py says what is run and in which order; a line is printed for each job that is done.
 
 The same command goes on where it was, after --seconds or any other end, and with a complete work folder it only
-writes the tables. A job whose outputs exist is not repeated, nor what it alone needs: of the work folder, `figures/`,
-`tuning/` and the JSON files of `priors/` are all that has to go from one machine to the next. --tiny runs everything
-within a minute on a CPU, with figures that mean nothing. The images are those of examples/train_bundled_prior.py.
+writes the tables. A job whose outputs exist is not repeated, nor what it alone needs. On another machine --record goes
+on from the record (.json) that a run left: what that has figures of is not run again, unless its folder in `figures/`
+of the work folder is removed. --tiny runs everything within a minute on a CPU, with figures that mean nothing. The
+images are those of examples/train_bundled_prior.py.
 
 Research use only. Not for diagnostic use.
 """
@@ -18,6 +19,7 @@ Research use only. Not for diagnostic use.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import sys
@@ -26,7 +28,7 @@ from pathlib import Path
 
 import torch
 from experiment.plan import ARMS, ROWS, SHORT, TINY, Experiment, Size
-from experiment.report import markdown, record
+from experiment.report import markdown, record, restore
 from experiment.schedule import in_this_process, on_gpus
 from experiment.work import say, write_json
 
@@ -36,6 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--images", type=Path, required=True, help="brain_t1_slices.npz")
     parser.add_argument("--volume", type=Path, help="head_t1_volume.npz, for one more person to train on")
     parser.add_argument("--work", type=Path, required=True, help="folder for scans, priors and figures")
+    parser.add_argument("--record", type=Path, help=".json of an earlier run, whose figures are kept")
     parser.add_argument("--gpus", type=int, default=torch.cuda.device_count())
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop after this time, to be resumed")
     parser.add_argument("--jobs-per-gpu", type=int, default=1, help="at once; small networks leave room for several")
@@ -62,6 +65,8 @@ def main(arguments: list[str] | None = None) -> None:
         part, parts = (int(n) for n in args.part.split("/"))
         job.run(part, parts, "cuda" if job.gpu and torch.cuda.is_available() else "cpu")
         return
+    if args.record:
+        restore(experiment, json.loads(args.record.read_text()))
     if args.gpus:
         command = [sys.executable, str(Path(__file__).resolve()), *(arguments or sys.argv[1:])]
         complete = on_gpus(

@@ -78,6 +78,14 @@ def test_all_of_it_breaks_off_and_goes_on(
     assert json.loads(out.read_text()) == record
     kept = [path for path in files if path.suffix == ".json" and path.parent.name != "oracle"]
     assert all(path.stat().st_mtime_ns == files[path] for path in kept)
+    elsewhere = [str(tmp_path / "elsewhere") if text == str(work) else text for text in command]
+    prior_experiment.main([*elsewhere, "--record", str(out)])
+    assert "done" not in capsys.readouterr().out
+    again = json.loads(out.read_text())
+    assert all(again[name] == record[name] for name in ("figures", "priors", "lambdas"))
+    out.write_text(json.dumps({**record, "test_scans": 3}))
+    with pytest.raises(ValueError, match="another size"):
+        prior_experiment.main([*elsewhere, "--record", str(out)])
 
 
 def test_people_to_test_on_are_nobody_to_train_on(images: Path) -> None:

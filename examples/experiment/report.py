@@ -11,17 +11,19 @@ import dataclasses
 import json
 from collections.abc import Callable, Container
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from experiment.data import COILS, SIGMA
-from experiment.plan import ARM_ROWS, CLASSICAL, NOMINAL, ROWS, Experiment, key
-from experiment.work import best_lambdas
+from experiment.plan import ARM_ROWS, CLASSICAL, NOMINAL, ROWS, Experiment, Size, key
+from experiment.work import best_lambdas, write_json
 from mrgen import __version__
 
 RESAMPLES = 4000
+LAMBDAS = "lambdas.json"  # in the work folder, of a record that was restored
 
 Record = dict[str, Any]
 Values = dict[tuple[int, float], float]  # by scan and R
@@ -37,12 +39,14 @@ def record(experiment: Experiment) -> Record:
             figures[name] = [{"scan": n, **row} for n, file in enumerate(files) for row in json.loads(file.read_text())]
         if (story := experiment.prior(name).with_suffix(".json")).exists():
             priors[name] = json.loads(story.read_text())
-    tuned = sorted((experiment.folder / "tuning").glob("*.json"))
-    plain = {k: v for k, v in dataclasses.asdict(size).items() if k not in ("recipe", "protocol")}
+    tuned, earlier = sorted((experiment.folder / "tuning").glob("*.json")), experiment.folder / LAMBDAS
+    lambdas = {f"{method} R={r:g}": value for (method, r), value in best_lambdas(tuned).items()}
+    if not tuned and earlier.exists():
+        lambdas = json.loads(earlier.read_text())
     protocol = experiment.protocol(ROWS["gsure-fourier"], NOMINAL, 0).model_dump(mode="json", exclude={"description"})
     return {
         "mrgen": __version__,
-        "size": plain,
+        "size": _plain(size),
         "people": len({head.person for head in experiment.heads(test=False)}),
         "test_scans": experiment.tests,
         "sigma": SIGMA,
@@ -51,10 +55,34 @@ def record(experiment: Experiment) -> Record:
         "protocol_of_gsure_fourier": protocol,
         "em_of_em_gsure": experiment.protocol(ROWS["em-gsure"], NOMINAL, 0).em.model_dump(mode="json"),
         "recipe": size.recipe.model_dump(mode="json"),
-        "lambdas": {f"{method} R={r:g}": value for (method, r), value in best_lambdas(tuned).items()},
+        "lambdas": lambdas,
         "priors": priors,
         "figures": figures,
     }
+
+
+def restore(experiment: Experiment, earlier: Record) -> None:
+    """Put what a record holds into a work folder that lacks it. Raises ValueError for one of another size."""
+    own = _plain(experiment.size)
+    alike = all(earlier["size"][name] == own[name] for name in ("matrix", "scans", "rs", "updates"))
+    if not alike or earlier["test_scans"] != experiment.tests:
+        raise ValueError("the record is of an experiment of another size")
+    found: dict[Path, object] = {experiment.folder / LAMBDAS: earlier["lambdas"]}
+    for name, story in earlier["priors"].items():
+        found[experiment.prior(name).with_suffix(".json")] = story
+    for name, rows in earlier["figures"].items():
+        for n, file in enumerate(experiment.figures(name)):
+            found[file] = [{k: v for k, v in row.items() if k != "scan"} for row in rows if row["scan"] == n]
+    for file, content in found.items():
+        if not file.exists():
+            write_json(file, content)
+
+
+def _plain(size: Size) -> Record:
+    """What is told of it, as it comes back from JSON."""
+    told = {k: v for k, v in dataclasses.asdict(size).items() if k not in ("recipe", "protocol")}
+    plain: Record = json.loads(json.dumps(told))
+    return plain
 
 
 def values(record: Record, name: str, figure: str) -> Values:
