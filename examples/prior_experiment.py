@@ -8,10 +8,10 @@ people that no prior was trained on, and writes the figures of every scan and th
 examples/experiment/plan.py says what is run and in which order; a line is printed for each job that is done.
 
 The same command goes on where it was, after --seconds or any other end, and with a complete work folder it only
-writes the tables. A job whose outputs exist is not repeated, nor what it alone needs. On another machine --record goes
-on from the record (.json) that a run left: what that has figures of is not run again, unless its folder in `figures/`
-of the work folder is removed. --tiny runs everything within a minute on a CPU, with figures that mean nothing. The
-images are those of examples/train_bundled_prior.py.
+writes the tables. A job whose outputs exist is not repeated, nor what it alone needs. In a new work folder --record
+goes on from the record (.json) that a run left: what that has figures of is not run again. To run a row again, remove
+its folder in `figures/` of the work folder, and its prior in `priors/`. --tiny runs everything within a minute on a
+CPU, with figures that mean nothing. The images are those of examples/train_bundled_prior.py.
 
 Research use only. Not for diagnostic use.
 """
@@ -66,7 +66,10 @@ def main(arguments: list[str] | None = None) -> None:
         job.run(part, parts, "cuda" if job.gpu and torch.cuda.is_available() else "cpu")
         return
     if args.record:
-        restore(experiment, json.loads(args.record.read_text()))
+        try:
+            restore(experiment, json.loads(args.record.read_text()))
+        except ValueError as error:
+            parser.error(f"--record {args.record}: {error}")
     if args.gpus:
         command = [sys.executable, str(Path(__file__).resolve()), *(arguments or sys.argv[1:])]
         complete = on_gpus(

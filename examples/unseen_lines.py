@@ -57,8 +57,15 @@ def main() -> None:
     recipe = load(Recipe, "posterior").model_copy(update={"samples": args.samples})
     priors = {path.stem: load_prior(path, args.device, amp=args.device != "cpu") for path in args.priors}
     rows: list[dict[str, Any]] = []
-    for path in sorted({path for pattern in args.glob for path in args.scans.glob(pattern)}):
+    paths = sorted({path for pattern in args.glob for path in args.scans.glob(pattern)})
+    if not paths:
+        raise SystemExit(f"error: no file {' or '.join(args.glob)} in {args.scans}: name others with --glob")
+    for path in paths:
         scan = open_scan(path)
+        if scan.mask is not None:
+            raise SystemExit(
+                f"error: {path.name} is undersampled: expected a fully sampled scan, leave it out by --glob"
+            )
         whole = prepare(scan, scan.slices // 2, device=args.device)
         for r in args.R:
             for name, prior in priors.items():

@@ -62,11 +62,16 @@ def record(experiment: Experiment) -> Record:
 
 
 def restore(experiment: Experiment, earlier: Record) -> None:
-    """Put what a record holds into a work folder that lacks it. Raises ValueError for one of another size."""
+    """Put what a record holds into a new work folder; one with figures is left as it is.
+
+    Raises ValueError for a record of another size.
+    """
     own = _plain(experiment.size)
     alike = all(earlier["size"][name] == own[name] for name in ("matrix", "scans", "rs", "updates"))
     if not alike or earlier["test_scans"] != experiment.tests:
         raise ValueError("the record is of an experiment of another size")
+    if (experiment.folder / "figures").exists():
+        return
     found: dict[Path, object] = {experiment.folder / LAMBDAS: earlier["lambdas"]}
     for name, story in earlier["priors"].items():
         found[experiment.prior(name).with_suffix(".json")] = story
@@ -74,8 +79,7 @@ def restore(experiment: Experiment, earlier: Record) -> None:
         for n, file in enumerate(experiment.figures(name)):
             found[file] = [{k: v for k, v in row.items() if k != "scan"} for row in rows if row["scan"] == n]
     for file, content in found.items():
-        if not file.exists():
-            write_json(file, content)
+        write_json(file, content)
 
 
 def _plain(size: Size) -> Record:

@@ -1,7 +1,8 @@
 """The random numbers of a training step belong to the items of its batch, not to the process that computes them.
 
-Item i of the batch of step k has a generator of its own, seeded with (seed, k, i); what a whole batch shares (its noise
-levels, its pose) comes from one seeded with (seed, k). So a batch gives the same update however it is divided among
+Item i of the batch of step k has a generator of its own, seeded with (seed, k, i), or on a GPU with Triton a counter
+(philox.py) with that seed; what a whole batch shares (its noise levels, its pose) comes from a generator seeded with
+(seed, k). So a batch gives the same update however it is divided among
 processes or into parts, and a step that is computed again after a resume draws the same numbers.
 """
 
@@ -11,6 +12,7 @@ import hashlib
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -107,20 +109,19 @@ class DrawByCounter(Draws):
 
     def __init__(self, seeds: Sequence[int], device: str) -> None:
         self.seeds, self.before = seeds, 0
-        self.on_cpu: DrawPerItem | None = None
         there = torch.tensor([(seed + 2**63) % 2**64 - 2**63 for seed in seeds])  # the same 64 bits, with a sign
         self.there = there.pin_memory().to(device, non_blocking=True) if device != "cpu" else there
 
     def normal(self, shape: Sequence[int], columns: Tensor | slice, dtype: torch.dtype, device: torch.device) -> Tensor:
         if device.type == "cpu":
-            return self._others().normal(shape, columns, dtype, device)
+            return self.on_cpu.normal(shape, columns, dtype, device)
         drawn = torch.empty(shape, dtype=dtype, device=device)
         self._fill(torch.view_as_real(drawn) if dtype.is_complex else drawn, True, 0.5**0.5 if dtype.is_complex else 1)
         return drawn[..., columns]
 
     def uniform(self, shape: Sequence[int], device: torch.device) -> Tensor:
         if device.type == "cpu":
-            return self._others().uniform(shape, device)
+            return self.on_cpu.uniform(shape, device)
         drawn = torch.empty(shape, device=device)
         self._fill(drawn, False, 1)
         return drawn
@@ -131,11 +132,10 @@ class DrawByCounter(Draws):
         assert len(out) == len(self.seeds), f"drew {tuple(out.shape)} for a batch of {len(self.seeds)}"
         self.before += philox.draw(self.there, self.before, out.reshape(len(out), -1), normal, scale)
 
-    def _others(self) -> DrawPerItem:
+    @cached_property
+    def on_cpu(self) -> DrawPerItem:
         """For numbers on the CPU beside those on the GPU."""
-        if self.on_cpu is None:
-            self.on_cpu = DrawPerItem([torch.Generator().manual_seed(seed) for seed in self.seeds])
-        return self.on_cpu
+        return DrawPerItem([torch.Generator().manual_seed(seed) for seed in self.seeds])
 
 
 def draws_of_step(seed: int, step: int, positions: Sequence[int], device: str) -> Draws:

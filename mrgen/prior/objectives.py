@@ -201,7 +201,10 @@ def sense_input(batch: MeasuredBatch, used: Tensor, sigma_t: Tensor, least: floa
 
 def fourier_input(batch: MeasuredBatch, used: Tensor, sigma_t: Tensor, least: float, generator: Source,
                   training: Training, probed: bool = False) -> Input:  # fmt: skip
-    """u in the Fourier basis, for one random unit-norm virtual coil per item; arguments as for `sense_input`."""
+    """u in the Fourier basis, for one random unit-norm virtual coil per item; arguments as for `sense_input`.
+
+    Batches of a training come with one already (`TrainingSet.shares`), which only gets another phase here.
+    """
     coils = complex_noise(batch.kspace[:, :, 0, 0], generator) * _present(batch.maps)[..., 0, 0]
     coils = coils / coils.norm(dim=1, keepdim=True)
     y = torch.einsum("bc,bcyx->byx", coils, batch.kspace)
