@@ -10,7 +10,7 @@ import torch
 from kernels import compiled, interpret
 from torch import Tensor
 
-from mrgen.prior.draws import DrawByCounter, complex_noise, draws_of_step, uniform
+from mrgen.prior.draws import DrawByCounter, DrawPerItem, complex_noise, draws_of_step, uniform
 
 SHAPE = (3, 2, 61, 101)  # of a number of numbers that no block divides
 NUMBERS = math.prod(SHAPE[1:])
@@ -49,6 +49,12 @@ def test_a_gpu_draws_as_it_should() -> None:
     there, here = uniform(torch.empty(2, device="cuda"), draws), uniform(torch.empty(2), draws)
     assert here.device.type == "cpu"
     assert there.shape == here.shape
+
+
+def test_numbers_on_the_cpu_are_those_of_generators_with_the_same_seeds() -> None:
+    draws, plain = DrawByCounter([5, 7], "cpu"), DrawPerItem([torch.Generator().manual_seed(n) for n in (5, 7)])
+    for like in (torch.empty(2), torch.empty(2, 3)):
+        assert torch.equal(uniform(like, draws), uniform(like, plain))
 
 
 def interpreted() -> None:
