@@ -69,7 +69,8 @@ class Child:
         """All that it says until it ends. After so many seconds it is killed."""
         impatience = threading.Timer(timeout, os.killpg, (self.pid, signal.SIGKILL))
         impatience.start()
-        said = self.stdout.read()
+        with self.stdout:
+            said = self.stdout.read()
         impatience.cancel()
         self.wait(timeout)
         return said

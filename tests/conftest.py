@@ -1,5 +1,6 @@
 """Small synthetic scans in the fastMRI layout, the command line, and other processes."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -21,6 +22,13 @@ from mrgen.prior import progress
 from mrgen.review import output
 
 torch.set_num_threads(1)  # the tensors of tests are small: threads would only wait for each other
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """What a module left open is found at its end, not in the next one, whose tests may take no warning."""
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
 
 
 @pytest.fixture
@@ -101,6 +109,7 @@ def start() -> Iterator[Callable[..., Child]]:
         if child.returncode is None:
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
+        child.stdout.close()
 
 
 @pytest.fixture

@@ -79,10 +79,11 @@ class Command:
         """Wait for its end, telling `heard` of each line as it comes."""
         assert self.process.stdout is not None
         lines: list[Line] = []
-        for text in self.process.stdout:
-            lines.append((time.perf_counter() - self.begun, text.rstrip()))
-            if heard is not None:
-                heard(text)
+        with self.process.stdout as said:
+            for text in said:
+                lines.append((time.perf_counter() - self.begun, text.rstrip()))
+                if heard is not None:
+                    heard(text)
         return Done(lines, time.perf_counter() - self.begun, self.process.wait())
 
     def succeed(self) -> Done:

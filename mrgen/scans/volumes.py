@@ -64,7 +64,7 @@ def _read_nifti(path: Path, axis: str | None) -> Volume:
 def _read_npz(path: Path, axis: str | None) -> Volume:
     """`slices`, which have nothing to do with each other, `vol`, or the only array; pixels of 1 mm."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             names = [n for n in ("slices", "vol") if n in archive] or list(archive)
             if len(names) != 1:
                 raise MrgenError(f"arrays {', '.join(names) or 'none'}, expected slices, vol, or a single one")

@@ -116,6 +116,7 @@ class Firefox:
             self.process.wait(20)
         finally:
             self.process.kill()
+            self.driver.command_executor.close()
 
 
 _MARIONETTE = {
@@ -160,6 +161,10 @@ class Marionette:
                 time.sleep(0.05)
         self.stream = self.socket.makefile("rb")
         self._receive()  # its greeting
+
+    def close(self) -> None:
+        self.stream.close()
+        self.socket.close()
 
     def _receive(self) -> Any:
         digits = b""
@@ -255,6 +260,7 @@ class WebKit:
         self.proxy.server_close()
         self.screen.terminate()
         self.screen.wait(20)
+        self.screen.stdout.close()  # type: ignore[union-attr]
 
 
 BROWSERS = {"chromium": Chromium, "firefox": Firefox, "webkit": WebKit}

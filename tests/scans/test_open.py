@@ -69,7 +69,7 @@ def nifti(signature: bytes) -> bytes:
         (nifti(b"n+1\0"), "a NIfTI file"),
         (nifti(b"ni1\0"), "a NIfTI header"),
         (struct.pack("<i", 540) + b"n+2\0" + bytes(600), "a NIfTI file"),
-        (gzip.compress(nifti(b"n+1\0")), "a gzip file, which is packed: unpack it first"),
+        (gzip.compress(nifti(b"n+1\0"), mtime=0), "a gzip file, which is packed: unpack it first"),
         (png(), "a PNG file"),
         (b"\xff\xd8\xff\xe0" + bytes(30), "a JPEG file"),
         (b"MATLAB 5.0 MAT-file, Platform: GLNXA64".ljust(128), "a MATLAB file: save its k-space"),
