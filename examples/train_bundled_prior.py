@@ -20,6 +20,7 @@ import argparse
 import math
 import os
 import tomllib
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -164,19 +165,25 @@ def image_set(folder: Path, device: str) -> TrainingSet:
     return TrainingSet.from_images(images, f"{folder.name}-{len(images)}")
 
 
-def protocol_of(args: argparse.Namespace) -> Protocol:
-    """The protocol that is named, with what the command line changes."""
-    settings = load(Protocol, args.protocol).model_dump()
-    for path, equals, value in (text.partition("=") for text in args.set):
+def protocol_with(protocol: str, changes: Iterable[str]) -> Protocol:
+    """The protocol that is named, with `changes` of the form PART.NAME=VALUE."""
+    settings = load(Protocol, protocol).model_dump()
+    for path, equals, value in (text.partition("=") for text in changes):
         part, _, name = path.partition(".")
         if not equals or name not in settings.get(part, {}):
             raise SystemExit(f"error: --set {path}: expected PART.NAME=VALUE of a protocol, such as em.relaxation=1.5")
-        settings[part][name] = tomllib.loads(f"value = {value}")["value"]
-    return Protocol(**settings)
+        try:
+            settings[part][name] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:  # a word needs no quotes
+            settings[part][name] = value
+    try:
+        return Protocol(**settings)
+    except ValueError as error:
+        raise SystemExit(f"error: --set: {error}") from None
 
 
 def learn(args: argparse.Namespace) -> None:
-    protocol = protocol_of(args)
+    protocol = protocol_with(args.protocol, args.set)
     supervised = protocol.training.objective == "supervised"
     data = (
         image_set(args.work / "clean", args.device)
@@ -199,7 +206,7 @@ def learn(args: argparse.Namespace) -> None:
 
 def expectation_maximisation(args: argparse.Namespace) -> None:
     """Rounds of EM on the measured scans, in a folder of --work named after the prior to write."""
-    protocol = protocol_of(args)
+    protocol = protocol_with(args.protocol, args.set)
     steps, settings = network_steps(protocol, args.device, say, args.diffem)
     scans = measured_scans(args.work)
     noise = [(scan.mask[0].numel() / float(scan.mask[0].sum())) ** 0.5 * scan.sigma0[0] for scan in scans]
