@@ -84,7 +84,7 @@ class Training(Settings):
     steps: int = Field(20_000, ge=1, description="updates")
     batch: int = Field(16, ge=1, description="slices per update, of all processes together")
     accumulate: int = Field(1, ge=1, description="parts in which a process computes its share of a batch")
-    learning_rate: float = Field(5e-4, gt=0, description="peak, Adam")
+    learning_rate: float = Field(2e-3, gt=0, description="peak, Adam")
     warmup: int = Field(200, ge=0, description="updates of linear warm-up")
     decay: float = Field(0.3, ge=0, le=1, description="last fraction of the updates, cosine decay to zero")
     ema: float = Field(0.05, gt=0, le=0.25, description="width (std) of the weight average, fraction of the updates")

@@ -83,10 +83,15 @@ def test_all_of_it_breaks_off_and_goes_on(
     assert "done" not in capsys.readouterr().out
     again = json.loads(out.read_text())
     assert all(again[name] == record[name] for name in ("figures", "priors", "lambdas"))
-    out.write_text(json.dumps({**record, "test_scans": 3}))
-    with pytest.raises(SystemExit):
-        prior_experiment.main([*elsewhere, "--record", str(out)])
-    assert "another size" in capsys.readouterr().err
+    slower = {**record["protocol_of_gsure_fourier"], "training": {"learning_rate": 1e-4}}
+    for changes, complaint in (
+        ({"test_scans": 3}, "another size"),
+        ({"protocol_of_gsure_fourier": slower}, "other settings"),
+    ):
+        out.write_text(json.dumps({**record, **changes}))
+        with pytest.raises(SystemExit):
+            prior_experiment.main([*elsewhere, "--record", str(out)])
+        assert complaint in capsys.readouterr().err
 
 
 def test_people_to_test_on_are_nobody_to_train_on(images: Path) -> None:

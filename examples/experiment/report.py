@@ -43,7 +43,6 @@ def record(experiment: Experiment) -> Record:
     lambdas = {f"{method} R={r:g}": value for (method, r), value in best_lambdas(tuned).items()}
     if not tuned and earlier.exists():
         lambdas = json.loads(earlier.read_text())
-    protocol = experiment.protocol(ROWS["gsure-fourier"], NOMINAL, 0).model_dump(mode="json", exclude={"description"})
     return {
         "mrgen": __version__,
         "size": _plain(size),
@@ -52,7 +51,7 @@ def record(experiment: Experiment) -> Record:
         "sigma": SIGMA,
         "coils": COILS,
         "arms": [dataclasses.asdict(arm) for arm in experiment.arms],
-        "protocol_of_gsure_fourier": protocol,
+        "protocol_of_gsure_fourier": _settings(experiment),
         "em_of_em_gsure": experiment.protocol(ROWS["em-gsure"], NOMINAL, 0).em.model_dump(mode="json"),
         "recipe": size.recipe.model_dump(mode="json"),
         "lambdas": lambdas,
@@ -64,12 +63,15 @@ def record(experiment: Experiment) -> Record:
 def restore(experiment: Experiment, earlier: Record) -> None:
     """Put what a record holds into a new work folder; one with figures is left as it is.
 
-    Raises ValueError for a record of another size.
+    Raises ValueError for a record of another size, or of other settings of the training.
     """
     own = _plain(experiment.size)
     alike = all(earlier["size"][name] == own[name] for name in ("matrix", "scans", "rs", "updates"))
     if not alike or earlier["test_scans"] != experiment.tests:
         raise ValueError("the record is of an experiment of another size")
+    before, now = earlier["protocol_of_gsure_fourier"], _settings(experiment)
+    if any(now[part].get(name) != value for part in ("network", "training") for name, value in before[part].items()):
+        raise ValueError("its priors were trained with other settings: start anew, without --record")
     if (experiment.folder / "figures").exists():
         return
     found: dict[Path, object] = {experiment.folder / LAMBDAS: earlier["lambdas"]}
@@ -80,6 +82,11 @@ def restore(experiment: Experiment, earlier: Record) -> None:
             found[file] = [{k: v for k, v in row.items() if k != "scan"} for row in rows if row["scan"] == n]
     for file, content in found.items():
         write_json(file, content)
+
+
+def _settings(experiment: Experiment) -> Record:
+    """What all rows train with, but for what the plan says of each."""
+    return experiment.protocol(ROWS["gsure-fourier"], NOMINAL, 0).model_dump(mode="json", exclude={"description"})
 
 
 def _plain(size: Size) -> Record:
