@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 
 def case(kind: str, **training: object) -> tuple[TrainingSet, Protocol]:
     """Four items in batches of three: with two processes shares of 2, 1 and, in each second batch, 1 and none."""
-    settings = protocol(steps=5, batch=3, **training)
+    settings = protocol(steps=5, batch=3, learning_rate=5e-4, **training)
     if kind == "supervised":
         return TrainingSet.from_images([image(i) for i in range(4)], "clean"), settings.model_copy(
             update={"training": settings.training.model_copy(update={"objective": kind})}
