@@ -1,12 +1,12 @@
 """Which settings learn most from as many updates: the same training with different ones, on simulated heads.
 
-    python examples/compare_training.py --images brain_t1_slices.npz --work runs/settings \
+    python examples/compare_training.py --images brain_t1_slices.npz --volume head_t1_volume.npz --work runs/settings \
         --set training.objective=supervised training.steps=800 network.blocks=1 \
         --variant slow training.learning_rate=5e-4 --variant fast training.learning_rate=2e-3 -o result.json
 
 A setting is PART.NAME=VALUE of a protocol: those of --set are common to all variants. Training scans are simulated as
-those of examples/prior_experiment.py are (R = 4, `--matrix` pixels) and kept in the work folder, so that several such
-commands, one after another or at once, can share it. A prior that is there, of the same settings, is not trained again.
+those of examples/prior_experiment.py are (R = 4, `--matrix` pixels) and kept in the work folder, which other such
+commands can use once they are there. A prior that is there, of the same settings, is not trained again.
 
 The figure is the risk |D(x + sigma n, sigma) - x|^2 a pixel for clean images of people who were not trained on, with
 the weight that training has (EDM's: 1 is what the noisy image, scaled, would have if its statistics were as assumed),
@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from experiment.data import clean_set, heads, measured_set, simulate_training
+from experiment.data import Head, clean_set, heads, measured_set, simulate_training
 from experiment.plan import NOMINAL
 from torch import Tensor
 from train_bundled_prior import protocol_with, say
@@ -39,9 +39,8 @@ LEVELS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # sigma, units of the scaled image
 HELD_OUT = 100_000  # the number of the first scan of people not trained on
 
 
-def simulate(folder: Path, images: Path, matrix: tuple[int, int], count: int, test: bool) -> None:
-    """`count` scans of people to train or to test on; those that are there stay."""
-    people, first = heads(images, None, test), HELD_OUT * test
+def simulate(people: tuple[Head, ...], folder: Path, matrix: tuple[int, int], first: int, count: int) -> None:
+    """`count` scans of `people`, numbered from `first` on; those that are there stay."""
     for number in range(first, first + count):
         if not (folder / f"{number:05d}.h5").exists():
             simulate_training(NOMINAL.scans, folder, number, people, matrix)
@@ -64,6 +63,7 @@ def risks(denoise: Denoise, images: Tensor, sigma_data: float, batch: int = 16) 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="brain_t1_slices.npz")
+    parser.add_argument("--volume", type=Path, help="head_t1_volume.npz, for one more person to train on")
     parser.add_argument("--work", type=Path, required=True, help="folder for scans and priors")
     parser.add_argument("--scans", type=int, default=1200, help="to train on")
     parser.add_argument("--tests", type=int, default=96, help="images to judge by")
@@ -80,8 +80,8 @@ def main(arguments: list[str] | None = None) -> None:
     matrix = args.matrix[0], args.matrix[1]
     protocols = {name: protocol_with(args.protocol, [*args.set, *changes]) for name, *changes in args.variant}
     folders = args.work / "scans", args.work / "held-out"
-    for folder, count, test in zip(folders, (args.scans, args.tests), (False, True), strict=True):
-        simulate(folder, args.images, matrix, count, test)
+    simulate(heads(args.images, args.volume, False), folders[0], matrix, 0, args.scans)
+    simulate(heads(args.images, args.volume, True), folders[1], matrix, HELD_OUT, args.tests)
     images = torch.stack([*clean_set(folders[1], NOMINAL, args.device).items])
     say(f"{args.scans} scans, {len(images)} images to judge by; risk at sigma = " + ", ".join(f"{s:g}" for s in LEVELS))
     rows: list[dict[str, Any]] = []

@@ -171,7 +171,7 @@ def protocol_with(protocol: str, changes: Iterable[str]) -> Protocol:
     for path, equals, value in (text.partition("=") for text in changes):
         part, _, name = path.partition(".")
         if not equals or name not in settings.get(part, {}):
-            raise SystemExit(f"error: --set {path}: expected PART.NAME=VALUE of a protocol, such as em.relaxation=1.5")
+            raise SystemExit(f"error: {path}: expected PART.NAME=VALUE of a protocol, such as em.relaxation=1.5")
         try:
             settings[part][name] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:  # a word needs no quotes
@@ -179,7 +179,7 @@ def protocol_with(protocol: str, changes: Iterable[str]) -> Protocol:
     try:
         return Protocol(**settings)
     except ValueError as error:
-        raise SystemExit(f"error: --set: {error}") from None
+        raise SystemExit(f"error: {error}") from None
 
 
 def learn(args: argparse.Namespace) -> None:

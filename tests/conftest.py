@@ -42,6 +42,16 @@ def header() -> Callable[..., str]:
 
 
 @pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Ten slices of texture in an ellipse, of one person to train on and of one to test on."""
+    y, x = np.mgrid[-1:1:217j, -1:1:182j]
+    inside = np.hypot(y / 0.85, x / 0.8) < 1
+    slices = [inside * (120 + 60 * np.cos((9 + n % 7) * x) * np.sin((7 + n % 5) * y)) for n in range(20)]
+    np.savez(tmp_path / "images.npz", slices=np.uint8(slices), subject=np.repeat([1, 60], 10))
+    return tmp_path / "images.npz"
+
+
+@pytest.fixture
 def write_scan(tmp_path: Path) -> Callable[..., Path]:
     """write(kspace=..., name="scan.h5", **datasets) writes an HDF5 file to tmp_path and returns its path."""
 

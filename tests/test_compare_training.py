@@ -6,7 +6,6 @@ import json
 import runpy
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -36,14 +35,10 @@ def test_the_risk_of_a_scaled_image_is_known(script):
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_variants_are_trained_once_and_compared(script, tmp_path, capsys):
-    y, x = np.mgrid[-1:1:217j, -1:1:182j]
-    inside = np.hypot(y / 0.85, x / 0.8) < 1
-    slices = [inside * (120 + 60 * np.cos((9 + n % 7) * x) * np.sin((7 + n % 5) * y)) for n in range(20)]
-    np.savez(tmp_path / "images.npz", slices=np.uint8(slices), subject=np.repeat([1, 60], 10))
+def test_variants_are_trained_once_and_compared(script, images, tmp_path, capsys):
     common = ["training.steps=2", "training.batch=2", "network.widths=[16]", "network.blocks=1"]
     variants = [["clean", "training.objective=supervised"], ["noisy", "training.learning_rate=1e-3"]]
-    arguments = ["--images", tmp_path / "images.npz", "--work", tmp_path / "work", "--scans", 3, "--tests", 2,
+    arguments = ["--images", images, "--work", tmp_path / "work", "--scans", 3, "--tests", 2,
                  "--set", *common, "--device", "cpu", "-o", tmp_path / "found.json"]  # fmt: skip
     for variant in variants:
         arguments += ["--variant", *variant]

@@ -24,16 +24,6 @@ def nothing(part: int, parts: int, device: str) -> None:
     raise AssertionError("must not run")
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    """Ten slices of texture in an ellipse, of one person to train on and of one to test on."""
-    y, x = np.mgrid[-1:1:217j, -1:1:182j]
-    inside = np.hypot(y / 0.85, x / 0.8) < 1
-    slices = [inside * (120 + 60 * np.cos((9 + n % 7) * x) * np.sin((7 + n % 5) * y)) for n in range(20)]
-    np.savez(tmp_path / "images.npz", slices=np.uint8(slices), subject=np.repeat([1, 60], 10))
-    return tmp_path / "images.npz"
-
-
 @pytest.mark.usefixtures("no_plots")
 def test_all_of_it_breaks_off_and_goes_on(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
