@@ -42,7 +42,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--gpus", type=int, default=torch.cuda.device_count())
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop after this time, to be resumed")
     parser.add_argument("--jobs-per-gpu", type=int, default=1, help="at once; small networks leave room for several")
-    parser.add_argument("--rows", nargs="+", default=[], choices=list(ROWS), help="these alone, without seeds and arms")
+    parser.add_argument("--rows", nargs="+", default=[], choices=list(ROWS), help="these alone, with one seed")
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        default=[],
+        choices=[arm.name for arm in ARMS],
+        help="with --rows: those of them that have arms are learned from these, too",
+    )
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--short", action="store_true", help="the same in small: examples/experiment/plan.py")
     size.add_argument("--tiny", action="store_true", help="a rehearsal on a CPU")
@@ -51,10 +58,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--part", default="0/1", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
 
+    if args.arms and not args.rows:
+        parser.error("--arms goes with --rows, as the whole plan has all arms")
     cores = max(1, (os.cpu_count() or 1) * 3 // 4) if args.gpus else 1
-    experiment = Experiment(
-        args.images, args.volume, args.work, SHORT if args.short else Size(), cores, only=tuple(args.rows)
-    )
+    own = SHORT if args.short else Size()
+    only = {"only": tuple(args.rows), "only_arms": tuple(args.arms)}
+    experiment = Experiment(args.images, args.volume, args.work, own, cores, **only)
     if args.tiny:
         quick = args.work / "tiny.toml"
         args.work.mkdir(parents=True, exist_ok=True)

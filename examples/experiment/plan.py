@@ -179,7 +179,8 @@ class Experiment:
     size: Size
     cores: int = 1  # for the jobs on the CPU
     arms: tuple[Arm, ...] = ARMS
-    only: tuple[str, ...] = ()  # rows to run, without seeds and arms; all without it
+    only: tuple[str, ...] = ()  # rows to run, without other seeds; all without it
+    only_arms: tuple[str, ...] = ()  # on which those of them that have arms are run as well
 
     def scans(self, name: str) -> Path:
         return self.folder / "scans" / name
@@ -299,11 +300,13 @@ class Experiment:
 
     def rows(self) -> list[tuple[Row, Arm, int]]:
         """All that is evaluated, in order of priority."""
+        robustness = [(ROWS[name], arm, 0) for name in ARM_ROWS for arm in self.arms]
         if self.only:
-            return [(ROWS[name], NOMINAL, 0) for name in self.only]
+            chosen = [(ROWS[name], NOMINAL, 0) for name in self.only]
+            return chosen + [r for r in robustness if r[0].name in self.only and r[1].name in self.only_arms]
         headline = [(ROWS[name], NOMINAL, seed) for seed in range(self.size.seeds) for name in HEADLINE]
         main, ablation = ([(ROWS[name], NOMINAL, 0) for name in names] for names in (MAIN, ABLATION))
-        return headline + main + [(ROWS[name], arm, 0) for name in ARM_ROWS for arm in self.arms] + ablation
+        return headline + main + robustness + ablation
 
     def jobs(self) -> list[Job]:
         """Every job of the experiment; see `wanted` of experiment.schedule for what of it is run."""
