@@ -1,6 +1,6 @@
 """Every recipe on every measured head scan of a folder, and pages about it.
 
-    python examples/measured_scans.py ../shared/data/scans -o docs/results/2026-11-30-measured-scans
+    python examples/measured_scans.py ../shared/data/scans -o docs/results/2026-11-30-measured-scans-high-noise
 
 The middle slice of each scan, undersampled as `mrgen recon` does with the same R and seed, one set of coil maps or two
 as that chooses by itself. zero-filled, sense, l1-wavelet, tv, gaussian, pnp, red and posterior run; mmps and dps are
