@@ -9,9 +9,9 @@ def test_the_bundled_prior_says_what_it_was_trained_on():
     assert card["Anatomy"] == "head"
     assert "simulated" in card["Trained on"]
     assert card["Undersampling in training"] == "R = 2, 3, 4, equispaced-any-offset"
-    assert card["Noise levels"] == "0.01 to 20 of the scaled image"
+    assert card["Noise levels"] == "0.004 to 80 of the scaled image"
     assert card["Objective"] == (
-        "gsure-fourier, then 6 times supervised on posterior samples of the training scans (M-step of EM)"
+        "gsure-fourier, then 7 times supervised on posterior samples of the training scans (M-step of EM)"
     )
 
 
