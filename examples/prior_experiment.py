@@ -5,7 +5,8 @@
 
 simulates undersampled noisy scans, trains the same network with each objective and with EM, reconstructs scans of
 people that no prior was trained on, and writes the figures of every scan and the tables made from them (.json, .md).
-examples/experiment/plan.py says what is run and in which order; a line is printed for each job that is done.
+examples/experiment/plan.py says what is run and in which order; a line is printed for each job that is done. --rows
+chooses, and --arms beside it: what else they learn from.
 
 The same command goes on where it was, after --seconds or any other end, and with a complete work folder it only
 writes the tables. A job whose outputs exist is not repeated, nor what it alone needs. In a new work folder --record

@@ -108,6 +108,21 @@ def test_every_row_has_as_many_updates(tmp_path: Path) -> None:
         assert total == 8000, name
 
 
+def test_chosen_rows_bring_the_chosen_arms_that_they_have(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ("oracle", "gsure-fourier"), ("R6", "one-mask")
+    experiment = plan.Experiment(images, None, tmp_path, plan.SHORT, only=chosen[0], only_arms=chosen[1])
+    names = [plan.key(*row) for row in experiment.rows()]
+    assert names == ["oracle", "gsure-fourier", "gsure-fourier@one-mask", "gsure-fourier@R6"]  # in the plan's order
+    jobs = {job.name for job in experiment.jobs()}
+    assert {"simulate/R6", "train/gsure-fourier@R6", "evaluate/gsure-fourier@R6"} <= jobs
+    assert not any("oracle@" in name or "@R8" in name for name in jobs)
+    with pytest.raises(SystemExit):
+        prior_experiment.main(["--images", str(images), "--work", str(tmp_path), "--arms", "R6", "-o", "out.json"])
+    assert "--arms goes with --rows" in capsys.readouterr().err
+
+
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A job writes <name>.<part>, with its GPU; `slow` takes its time, once, `bad` fails, `left` and `right` need each
