@@ -6,7 +6,7 @@
 simulates undersampled noisy scans, trains the same network with each objective and with EM, reconstructs scans of
 people that no prior was trained on, and writes the figures of every scan and the tables made from them (.json, .md).
 examples/experiment/plan.py says what is run and in which order; a line is printed for each job that is done. --rows
-chooses, and --arms beside it: what else they learn from.
+runs some rows alone, --arms also what else they learn from.
 
 The same command goes on where it was, after --seconds or any other end, and with a complete work folder it only
 writes the tables. A job whose outputs exist is not repeated, nor what it alone needs. In a new work folder --record
@@ -28,7 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from experiment.plan import ARMS, ROWS, SHORT, TINY, Experiment, Size
+from experiment.plan import ARM_ROWS, ARMS, ROWS, SHORT, TINY, Experiment, Size
 from experiment.report import markdown, record, restore
 from experiment.schedule import in_this_process, on_gpus
 from experiment.work import say, write_json
@@ -59,17 +59,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--part", default="0/1", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
 
-    if args.arms and not args.rows:
-        parser.error("--arms goes with --rows, as the whole plan has all arms")
+    if args.arms and not set(args.rows).intersection(ARM_ROWS):
+        parser.error(f"--arms goes with --rows that have arms: {', '.join(ARM_ROWS)}")
     cores = max(1, (os.cpu_count() or 1) * 3 // 4) if args.gpus else 1
-    own = SHORT if args.short else Size()
-    only = {"only": tuple(args.rows), "only_arms": tuple(args.arms)}
-    experiment = Experiment(args.images, args.volume, args.work, own, cores, **only)
+    experiment = Experiment(
+        args.images,
+        args.volume,
+        args.work,
+        SHORT if args.short else Size(),
+        cores,
+        only=tuple(args.rows),
+        only_arms=tuple(args.arms),
+    )
     if args.tiny:
         quick = args.work / "tiny.toml"
         args.work.mkdir(parents=True, exist_ok=True)
         quick.write_text('description = "tiny"\nsteps = 2\ncg_iterations = 3\n')
-        experiment = replace(experiment, size=replace(TINY, em_recipe=str(quick)), arms=ARMS[3:4])
+        arms = tuple(arm for arm in ARMS if arm.name in args.arms) or ARMS[3:4]
+        experiment = replace(experiment, size=replace(TINY, em_recipe=str(quick)), arms=arms)
     if args.job:
         job = next(job for job in experiment.jobs() if job.name == args.job)
         part, parts = (int(n) for n in args.part.split("/"))

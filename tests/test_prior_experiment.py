@@ -118,9 +118,10 @@ def test_chosen_rows_bring_the_chosen_arms_that_they_have(
     jobs = {job.name for job in experiment.jobs()}
     assert {"simulate/R6", "train/gsure-fourier@R6", "evaluate/gsure-fourier@R6"} <= jobs
     assert not any("oracle@" in name or "@R8" in name for name in jobs)
-    with pytest.raises(SystemExit):
-        prior_experiment.main(["--images", str(images), "--work", str(tmp_path), "--arms", "R6", "-o", "out.json"])
-    assert "--arms goes with --rows" in capsys.readouterr().err
+    for rows in ([], ["--rows", "oracle"]):
+        with pytest.raises(SystemExit):
+            prior_experiment.main(["--images", str(images), "--work", "w", *rows, "--arms", "R6", "-o", "out.json"])
+        assert "--arms goes with --rows that have arms" in capsys.readouterr().err
 
 
 @pytest.fixture
