@@ -37,7 +37,7 @@ class Denoiser(nn.Module):
         self.network = UNet(network.widths, network.blocks, network.patch, channels=4 if network.condition else 2)
         self.condition = network.condition
         self.sigma_data, self.amp = sigma_data, amp
-        self.run: Callable[[Tensor, Tensor], Tensor] | None = None  # the network in another way, in training
+        self.run: Callable[[Tensor, Tensor], Tensor] | None = None  # the network in another way: graphs.py
 
     def forward(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         s = sigma.reshape(-1, 1, 1, 1)

@@ -17,6 +17,7 @@ from torch import Tensor
 from mrgen.errors import MrgenError
 from mrgen.prior.denoiser import Denoise, Denoiser
 from mrgen.prior.gaussian import Gaussian
+from mrgen.prior.graphs import Frozen
 from mrgen.settings import Network
 
 FORMAT = "mrgen-prior-1"
@@ -96,6 +97,8 @@ def load_prior(path: Path, device: str = "cpu", amp: bool = False) -> Prior:
         reason = str(error).splitlines()[0]
         raise MrgenError(f"{path.name}: the prior's metadata and weights do not belong together ({reason})") from None
     denoiser = denoiser.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if torch.device(device).type == "cuda":
+        denoiser.run = Frozen(denoiser.network)
     return Prior(denoiser, metadata, digest)
 
 

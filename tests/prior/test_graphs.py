@@ -1,4 +1,4 @@
-"""Recorded passes of a network: on a GPU as they are, on a CPU with an imitation of the recording."""
+"""Recorded passes of a network: on a GPU as they are, on a CPU with imitations of the recordings."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mrgen.posterior.batch import Batch
 from mrgen.prior import graphs
 from mrgen.prior.draws import stream
-from mrgen.prior.graphs import Graphs
+from mrgen.prior.graphs import Frozen, Graphs
 from mrgen.prior.unet import UNet
 
 
@@ -140,3 +141,90 @@ def test_no_more_recordings_than_there_is_room_for(monkeypatch: pytest.MonkeyPat
     with torch.no_grad():
         run(small, c)
     assert not run.recordings[4, 2, 8, 8].pending
+
+
+def through_shapes(run: Frozen, net: UNet, device: str) -> None:
+    """What the network gives, and numbers that stay when it is asked again, in inference mode and without."""
+    g, kept = stream(3), []
+    for count, n_x in [(5, 16), (3, 16), (5, 16), (5, 12), (3, 16)]:
+        x, c = torch.randn(count, 2, 12, n_x, generator=g).to(device), torch.randn(count, generator=g).to(device)
+        with torch.inference_mode(n_x == 16), torch.no_grad():
+            kept.append((run(x, c), net(x, c)))
+    for found, wanted in kept:
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert set(run.recordings) == {(5, 2, 12, 16), (3, 2, 12, 16), (5, 2, 12, 12)}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
+def test_a_gpu_replays_a_frozen_network() -> None:
+    """With the same bits, whatever it was asked before."""
+    net, g = network("cuda").requires_grad_(False), stream(4)
+    run, fresh = Frozen(net), Frozen(net)
+    through_shapes(run, net, "cuda")
+    x, c = torch.randn(3, 2, 12, 16, generator=g).cuda(), torch.randn(3, generator=g).cuda()
+    with torch.inference_mode():
+        assert torch.equal(run(x, c), fresh(x, c))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
+def test_a_gpu_without_memory_for_a_recording_halves_the_batch() -> None:
+    net = network("cuda").requires_grad_(False)
+
+    class Greedy(nn.Module):
+        """More than two images need more memory than there is, but only while they are recorded."""
+
+        def forward(self, images: Tensor, c_noise: Tensor) -> Tensor:
+            if torch.cuda.is_current_stream_capturing() and len(images) > 2:
+                torch.empty(2**50, device=images.device)
+            return net(images, c_noise)  # type: ignore[no-any-return]
+
+    run, told = Frozen(Greedy()), list[str]()
+    x, c = torch.randn(8, 2, 12, 16, generator=stream(5)).cuda(), torch.zeros(8, device="cuda")
+    with torch.inference_mode():
+        for _ in range(2):
+            found = Batch(8, told.append).denoise(run, x, c, lambda _: None)
+            torch.testing.assert_close(found, net(x, c), rtol=1e-4, atol=1e-4)
+    assert len(told) == 4
+    assert set(run.recordings) == {(2, 2, 12, 16)}
+
+
+@pytest.fixture
+def imitated_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pass:
+        """What a recording does: it works in its own memory, once for a shape."""
+
+        def __init__(self, network: nn.Module, images: Tensor, c_noise: Tensor, pool: Any) -> None:
+            self.network, self.given = network, (images.clone(), c_noise.clone())
+
+        def __call__(self, *given: Tensor) -> Tensor:
+            for place, value in zip(self.given, given, strict=True):
+                place.copy_(value)
+            return self.network(*self.given)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(graphs, "_Pass", Pass)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 1)
+
+
+@pytest.mark.usefixtures("imitated_pass")
+def test_a_frozen_network_is_recorded_at_once() -> None:
+    net = network("cpu").requires_grad_(False)
+    through_shapes(Frozen(net), net, "cpu")
+
+
+@pytest.mark.usefixtures("imitated_pass")
+def test_a_frozen_network_without_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs where a gradient is wanted, and where there are recordings enough."""
+    monkeypatch.setattr(graphs, "MOST", 1)
+    net, c = network("cpu").requires_grad_(False), torch.zeros(2)
+    run = Frozen(net)
+    x = torch.ones(2, 2, 8, 8, requires_grad=True)
+    run(x, c).sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+    assert not run.recordings
+    with torch.no_grad():
+        for y in (x, x.repeat(1, 1, 2, 1)):
+            assert torch.equal(run(y, c), net(y, c))
+    assert set(run.recordings) == {(2, 2, 8, 8)}
