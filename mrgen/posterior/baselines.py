@@ -19,12 +19,14 @@ images are solved for together, (set, y, x), and the penalty is the sum of those
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mrgen.physics.cg import conjugate_gradient
+from mrgen.physics.repeated import repeated
 from mrgen.physics.wavelet import Wavelet
 from mrgen.scans.scan import Slice
 
@@ -57,14 +59,22 @@ def l1_wavelet(slice_: Slice, regularisation: float, iterations: int) -> Tensor:
         size = c.abs()
         return (size - regularisation).clamp_min(0) / size.clamp_min(TINY) * c
 
-    x = z = torch.zeros_like(data)
-    t = 1.0
-    for _ in range(iterations):  # of step 1, as ||A|| <= 1: the maps have unit norm
-        before, x = x, z + data - normal(z[None])[0]
+    def step(before: Tensor, z: Tensor, momentum: Tensor) -> tuple[Tensor, Tensor]:
+        x = z + data - normal(z[None])[0]  # a step of 1, as ||A|| <= 1: the maps have unit norm
         x = wavelet.shrink(x.reshape(shape), soft).reshape(data.shape)
-        t, t_before = (1 + math.sqrt(1 + 4 * t**2)) / 2, t
-        z = x + (t_before - 1) / t * (x - before)
+        return x, x + momentum * (x - before)
+
+    start = torch.zeros_like(data)
+    x, _ = repeated(step, (start, start), _momenta(iterations).to(data.device))
     return x * slice_.support
+
+
+def _momenta(iterations: int) -> Tensor:
+    """(t_k - 1) / t_(k + 1) of FISTA, with t_1 = 1 and t_(k + 1) = (1 + sqrt(1 + 4 t_k^2)) / 2."""
+    t = [1.0]
+    for _ in range(iterations):
+        t.append((1 + math.sqrt(1 + 4 * t[-1] ** 2)) / 2)
+    return torch.tensor([(now - 1) / after for now, after in pairwise(t)])
 
 
 def total_variation(slice_: Slice, regularisation: float, iterations: int) -> Tensor:
