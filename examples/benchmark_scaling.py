@@ -10,7 +10,8 @@ with the time at which each line of its output came; one GPU is started like man
     train    `mrgen train-prior` on 1 and on all GPUs, each with an empty cache, so that it prepares the scans first;
              the same seed and global batch, so that loss curves and weights should agree
     kill     SIGKILL to one process of that training; then the same command, which resumes
-    recon    `mrgen recon` of one slice of every scan with the bundled prior on 1 and on all GPUs
+    recon    `mrgen recon` of one slice of every scan with the bundled prior on 1 and on all GPUs, each of which one
+             process has to itself, or several share
     floor    a training with one GPU's share of the batch: alone, and one on every GPU at once; the first says what
              a small batch costs, the second what the shared host costs, and the rest is exchange of gradients
     waits    for how long a GPU stands still before it has a batch; in a script of ours, by events on the GPU
@@ -87,6 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no part after this time")
     parser.add_argument("--gpus", type=int, help="how many; all without it")
     parser.add_argument("--scans", type=int, help=f"{Size.scans} without it")
+    parser.add_argument("--jobs-per-gpu", type=int, help="processes of recon on each GPU; 1 without it")
     parser.add_argument("--protocol", help=f"whose network is trained; {Size.network} without it")
     parser.add_argument("--steps", type=int, help=f"updates of a training; {Size.steps} without it")
     parser.add_argument("--batches", type=int, nargs="+", help=f"global batch sizes; {Size.batches[0]} without it")
@@ -94,7 +96,13 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     size = TINY if args.tiny else Size()
     batches = tuple(args.batches or size.batches)
-    given = {"scans": args.scans, "network": args.protocol, "steps": args.steps, "batches": batches}
+    given = {
+        "scans": args.scans,
+        "jobs_per_gpu": args.jobs_per_gpu,
+        "network": args.protocol,
+        "steps": args.steps,
+        "batches": batches,
+    }
     size = replace(size, **{key: value for key, value in given.items() if value is not None})
     args.work.mkdir(parents=True, exist_ok=True)
     if args.tiny:

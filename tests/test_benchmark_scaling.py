@@ -30,13 +30,13 @@ def work(benchmark: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def fork(machine: Any, arguments: list[str], gpus: range) -> Any:
+def fork(machine: Any, arguments: list[str], gpus: range, each: int = 1) -> Any:
     """The command by torchrun's agent; it and its processes are forks."""
     from scaling.commands import Command
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REPORT_SECONDS", str(machine.report_seconds))
-        child = Child((*(text for text in arguments if text != "--"), "--device", machine.device), len(gpus))
+        child = Child((*(text for text in arguments if text != "--"), "--device", machine.device), each * len(gpus))
     return Command(child, time.perf_counter())  # type: ignore[arg-type]
 
 
@@ -85,8 +85,9 @@ def test_a_process_is_killed_and_torchrun_ends_the_others(benchmark: ModuleType,
 
 @pytest.mark.slow
 def test_the_rest_of_the_rehearsal(benchmark: ModuleType, work: Path) -> None:
-    record = run(benchmark, work, "recon", "floor", "waits", "loading", "stages")
+    record = run(benchmark, work, "recon", "floor", "waits", "loading", "stages", "--jobs-per-gpu", "2")
     recon = record["recon"]
+    assert recon["jobs_per_gpu"] == 2
     assert [run["scans"] for run in recon["runs"].values()] == [4, 4]
     assert recon["agreement"] == {"scans": 4, "same_to_the_bit": 4, "largest_relative_difference": 0}
     parts = list(record["figures"]["milliseconds_per_update"].values())

@@ -29,24 +29,25 @@ class Machine:
         """OMP_NUM_THREADS, the same however many processes there are: torchrun would give one process all cores."""
         return max(1, (os.cpu_count() or 1) // self.count)
 
-    def start(self, *arguments: object, gpus: range) -> Command:
-        """`mrgen` with these arguments, one process for each of `gpus`."""
-        return self._start(["-m", "--", "scaling.talkative", *map(str, arguments)], gpus)
+    def start(self, *arguments: object, gpus: range, each: int = 1) -> Command:
+        """`mrgen` with these arguments, `each` processes on each of `gpus`."""
+        return self._start(["-m", "--", "scaling.talkative", *map(str, arguments)], gpus, each)
 
     def start_script(self, script: Path, *arguments: object, gpus: range) -> Command:
         """A script of ours instead."""
         return self._start([str(script), *map(str, arguments)], gpus)
 
-    def _start(self, arguments: list[str], gpus: range) -> Command:
+    def _start(self, arguments: list[str], gpus: range, each: int = 1) -> Command:
         ours = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")  # of which `gpus` are numbers
         names = [ours[gpu] if ours != [""] else str(gpu) for gpu in gpus]
         path = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "examples"), os.environ.get("PYTHONPATH")]))
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(gpus)}"]
+        number = f"--nproc-per-node={each * len(gpus)}"
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", number]
         process = subprocess.Popen(
             [*torchrun, *arguments, "--device", self.device],
             env=os.environ
             | {"CUDA_VISIBLE_DEVICES": ",".join(names) if self.device == "cuda" else ""}
-            | {"OMP_NUM_THREADS": str(self.threads), "PYTHONPATH": path}
+            | {"OMP_NUM_THREADS": str(max(1, self.threads // each)), "PYTHONPATH": path}
             | {"PYTHONUNBUFFERED": "1", "REPORT_SECONDS": str(self.report_seconds)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -42,6 +42,7 @@ class Size:
     coils: int = COILS
     matrix: tuple[int, int] = MATRIX
     recipe: str = "posterior"
+    jobs_per_gpu: int = 1  # processes of a reconstruction
     network: str = "head"  # the protocol that is trained
     protocol: dict[str, str] = field(default_factory=lambda: {"warmup": "20"})  # what differs from it
 
@@ -187,12 +188,13 @@ class Bench:
 
     def recon(self) -> Record:
         """One slice of every scan on 1 and on all GPUs."""
-        record: Record = {"scans": self.size.scans, "recipe": self.size.recipe, "runs": {}}
+        size = self.size
+        record: Record = {"scans": size.scans, "recipe": size.recipe, "jobs_per_gpu": size.jobs_per_gpu, "runs": {}}
         for count in self.counts:
             self._clear(f"recon-{count}")
-            options = ["--R", self.size.acceleration, "--recipe", self.size.recipe, "--slices", "0:1"]
-            out = ["--formats", "hdf5", "-o", self.work / f"recon-{count}"]
-            done = self.machine.start("recon", *self.files, *options, *out, gpus=range(count)).succeed()
+            options = ["--R", size.acceleration, "--recipe", size.recipe, "--slices", "0:1"]
+            command = ["recon", *self.files, *options, "--formats", "hdf5", "-o", self.work / f"recon-{count}"]
+            done = self.machine.start(*command, gpus=range(count), each=size.jobs_per_gpu).succeed()
             record["runs"][str(count)] = said(f"recon-{count}", reconstruction_record(done))
         if len(self.counts) > 1:
             pairs = [[self.work / f"recon-{n}" / f.stem / f"{f.stem}.h5" for n in self.counts] for f in self.files]

@@ -76,7 +76,9 @@ def markdown(record: Record) -> str:
             )
     if "recon" in record:
         of = found["scans_per_second"]
-        rows.append(("reconstructed, scans/s", of.get("1"), of.get(n), found["steady_reconstruction_ratio"]))
+        jobs = record["recon"].get("jobs_per_gpu", 1)
+        by = f" by {jobs} processes a GPU" if jobs > 1 else ""
+        rows.append((f"reconstructed, scans/s{by}", of.get("1"), of.get(n), found["steady_reconstruction_ratio"]))
         times = found["reconstruction_seconds"]
         label = f"the same, s for {record['recon']['scans']} scans from the first on"
         rows.append((label, times.get("1"), times.get(n), found["reconstruction_ratio"]))

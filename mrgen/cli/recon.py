@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import StrEnum
@@ -46,6 +46,7 @@ from mrgen.scans.prepare import default_center_fraction, undersampling_mask
 from mrgen.scans.scan import Scan
 from mrgen.settings import Recipe, Sampling, load
 
+HOST_THREADS = 4  # beside a GPU, of a process: more of them wait more than they work
 OTHERS_MAY_TAKE = timedelta(days=30)  # with their scans, while a process of torchrun that has done its own waits
 
 
@@ -161,15 +162,16 @@ def _reconstruct(scan_file: Path, out: Path, plan: _Plan, skip_finished: bool) -
     with partial_slices(out, scan_file.stem, identity, plan.resume) as parts:
         with progress_on_stderr(plan.prefix) as progress:
             result = reconstruct_scan(run, parts, say, progress)
-        paths = write_result(out, scan_file.stem, replace(result, geometry_from=placement.source))
+        result = replace(result, geometry_from=placement.source)
+        paths = write_result(out, scan_file.stem, result)
         clear_exports(out)
         parts.remove()
     paths += plan.exports.write(out, paths[0], say)
 
-    of_rss = result.volume_scores(result.rss)
+    of_rss = result.volume_rss_scores
     if of_rss:
         say(f"{'after a best scalar fit':<24}{'against the coil combination':<30}against the RSS")
-    for name, score in result.volume_scores(result.reference).items():
+    for name, score in result.volume_scores.items():
         figures = [f"PSNR {s['psnr_fit']:5.2f} dB, SSIM {s['ssim_fit']:.4f}" for s in (score, of_rss[name])]
         say(f"{label(name, run.samples):<24}{'    '.join(figures)}")
     if run.samples is not None:
@@ -179,7 +181,7 @@ def _reconstruct(scan_file: Path, out: Path, plan: _Plan, skip_finished: bool) -
         say(f"wrote   {path}")
 
 
-def _reconstruct_each(scan_files: list[Path], out: Path, plan: _Plan) -> int:
+def _reconstruct_each(scan_files: Iterable[Path], out: Path, plan: _Plan) -> int:
     """Each scan into a folder of its own; tells which failed, and why, and gives their number."""
     failed = {}
     for scan_file in scan_files:
@@ -265,7 +267,7 @@ def recon(
 ) -> None:
     """Reconstruct scans: posterior mean and spread, beside zero-filled and L1-wavelet images.
 
-    Under torchrun, several processes share the scans, each on a GPU of its own.
+    Under torchrun, several processes share the scans, and the GPUs if they are fewer.
     """
     save_samples |= dicom_samples
     recipe = load_recipe(recipe_name, samples, prior_file, save_samples)
@@ -280,9 +282,11 @@ def recon(
         raise MrgenError(f"recipe {recipe_name!r} draws no samples: leave out --overlay")
     intervals = None if interval_file is None else read_calibration(interval_file)
     refuse_namesakes(scan_files)
-    processes = join(device.resolve(), OTHERS_MAY_TAKE)
+    processes = join(device.resolve(), OTHERS_MAY_TAKE, in_turn=True)
     target, prefix = processes.device, f"[{processes.rank}] " if processes.count > 1 else ""
-    mine, count = scan_files[processes.rank :: processes.count], 0
+    if target != "cpu":
+        torch.set_num_threads(min(torch.get_num_threads(), HOST_THREADS))
+    count = 0
     with interruptible(f"{prefix}the reconstruction"):
         calibration = None if calibration_file is None else open_scan(calibration_file)
         prior = load_prior(prior_file or bundled_prior(), target) if recipe.learned else None
@@ -309,9 +313,9 @@ def recon(
         plan = _Plan(run, exports, resume, prefix)
         batch = Batch.on(target, plan.say)
         if len(scan_files) > 1:
-            count = _reconstruct_each(mine, out, plan)
-        elif mine:
-            _reconstruct(mine[0], out, plan, skip_finished=False)
+            count = _reconstruct_each(processes.share(scan_files), out, plan)
+        elif processes.rank == 0:
+            _reconstruct(scan_files[0], out, plan, skip_finished=False)
         # torchrun ends all processes with the first one that fails, so each waits here for the others
         count = int(processes.sum(torch.tensor(count)))
     if processes.rank == 0:

@@ -1,4 +1,4 @@
-"""Training by several processes under torchrun, on one machine or many: what they have to agree on.
+"""Several processes under torchrun, on one machine or many: what they have to agree on.
 
 Each process computes its share of a batch (`TrainingSet.shares`); DistributedDataParallel averages their gradients, so
 that all make the same update of the same weights. Only the first process writes and speaks.
@@ -9,12 +9,14 @@ from __future__ import annotations
 import atexit
 import gc
 import hashlib
+import itertools
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -22,14 +24,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mrgen.errors import MrgenError
 
+Item = TypeVar("Item")
 PATIENCE = timedelta(minutes=10)  # how long a process waits for the others before it gives up, in training
 
 
-def local_device(device: str) -> str:
-    """The device of this process: under torchrun, each on a machine has a GPU of its own. Raises MrgenError."""
+def local_device(device: str, in_turn: bool = False) -> str:
+    """The device of this process: under torchrun, each on a machine has a GPU of its own. Raises MrgenError.
+
+    With `in_turn` several may share one, as they go through the GPUs again and again.
+    """
     if device != "cuda" or "LOCAL_RANK" not in os.environ:
         return device
     number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if in_turn and there:
+        return f"cuda:{number % there}"
     if number >= there:
         raise MrgenError(
             f"torchrun started process {number + 1} of this machine, which has {there} usable GPU(s), expected one "
@@ -50,12 +58,14 @@ def silent(text: str) -> None:
 
 @dataclass(frozen=True)
 class Processes:
-    """Those that train together; without torchrun there is one, and every method gives back what it was given."""
+    """Those that work together; without torchrun there is one, and every method gives back what it was given."""
 
     device: str
     rank: int = 0
     count: int = 1
     control: distributed.ProcessGroup | None = None  # over the network, so that no GPU has to be waited for
+    store: distributed.distributed_c10d.Store | None = None  # in which they count together
+    shared: Iterator[int] = field(default_factory=itertools.count)  # numbers of the lists that were shared
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """`model` with the weights of the first process, and gradients averaged over all in the backward pass."""
@@ -103,6 +113,15 @@ class Processes:
         both = self._reduce(torch.cat([mine, -mine]), distributed.ReduceOp.MAX)
         return torch.equal(both[: len(mine)], -both[len(mine) :])
 
+    def share(self, items: Sequence[Item]) -> Iterator[Item]:
+        """The `items`, of which all processes have the same, divided among them: each gives the next to who asks."""
+        if self.store is None:
+            yield from items
+            return
+        name = f"mrgen shared {next(self.shared)}"
+        while (number := self.store.add(name, 1) - 1) < len(items):
+            yield items[number]
+
     def _reduce(self, values: Tensor, operation: distributed.ReduceOp.RedOpType) -> Tensor:
         if self.control is not None:
             with self._together():
@@ -125,15 +144,19 @@ def _leave() -> None:
     distributed.destroy_process_group()
 
 
-def join(device: str, patience: timedelta = PATIENCE) -> Processes:
-    """The processes that torchrun started (WORLD_SIZE, RANK and LOCAL_RANK are set), or this one alone."""
-    device = local_device(device)
+def join(device: str, patience: timedelta = PATIENCE, in_turn: bool = False) -> Processes:
+    """The processes that torchrun started (WORLD_SIZE, RANK and LOCAL_RANK are set), or this one alone.
+
+    With `in_turn` more of them than there are GPUs share those, and cannot train. Raises MrgenError.
+    """
+    device = local_device(device, in_turn)
     if "WORLD_SIZE" not in os.environ:
         return Processes(device)
     if not distributed.is_initialized():
         if device != "cpu":
             torch.cuda.set_device(device)
-        distributed.init_process_group("gloo" if device == "cpu" else "nccl", timeout=patience)
+        distributed.init_process_group("gloo" if device == "cpu" or in_turn else "nccl", timeout=patience)
         atexit.register(_leave)
     control = distributed.new_group(backend="gloo", timeout=patience)
-    return Processes(device, distributed.get_rank(), distributed.get_world_size(), control)
+    store = distributed.distributed_c10d._get_default_store()
+    return Processes(device, distributed.get_rank(), distributed.get_world_size(), control, store)

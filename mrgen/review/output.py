@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -93,21 +94,29 @@ class Result:
         """R as achieved: lines (points) that are not zero-filled over those sampled."""
         return achieved_acceleration(torch.from_numpy(self.mask), self.zero_filled)
 
-    def volume_scores(self, reference: Array | None) -> Scores:
-        """Figures of every image over the whole volume against one of the references, by image name.
+    @cached_property
+    def volume_scores(self) -> Scores:
+        """Figures of every image over the whole volume against the reference, by image name; empty without one."""
+        return self._scores(self.reference)
 
-        Empty without a reference.
-        """
-        if reference is None:
-            return {}
-        return {name: scores(image, reference) for name, image in self.images.items()}
+    @cached_property
+    def volume_rss_scores(self) -> Scores:
+        """The same against the RSS."""
+        return self._scores(self.rss)
 
-    def slice_scores(self, i: int) -> Scores:
-        """Figures of every image of the i-th reconstructed slice, with the volume's peak."""
+    def _scores(self, reference: Array | None) -> Scores:
+        return {} if reference is None else {name: scores(image, reference) for name, image in self.images.items()}
+
+    @cached_property
+    def slice_scores(self) -> list[Scores]:
+        """Figures of every image of each reconstructed slice against the reference, with the volume's peak."""
         if self.reference is None:
-            return {}
+            return [{} for _ in self.images["reconstruction"]]
         peak = float(self.reference.max())
-        return {name: scores(image[i], self.reference[i], peak) for name, image in self.images.items()}
+        return [
+            {name: scores(image[i], reference, peak) for name, image in self.images.items()}
+            for i, reference in enumerate(self.reference)
+        ]
 
 
 def finished(out_dir: Path, stem: str, identity: str) -> bool:
@@ -224,12 +233,12 @@ def _report(result: Result) -> dict[str, Any]:
         report["interval"] = result.calibration
         report["checks"] = {"definitions": CHECKS, "slices": result.checks}
     if result.reference is not None:
-        slices = [{"slice": result.first_slice + i, **result.slice_scores(i)} for i in range(count)]
+        slices = [{"slice": result.first_slice + i, **found} for i, found in enumerate(result.slice_scores)]
         report["metrics"] = {
             "definitions": DEFINITIONS,
-            "volume": result.volume_scores(result.reference),
+            "volume": result.volume_scores,
             "slices": slices,
-            "volume_rss": result.volume_scores(result.rss),
+            "volume_rss": result.volume_rss_scores,
         }
     return report
 
@@ -251,7 +260,7 @@ def _write_figure(path: Path, result: Result) -> None:
         std=None if result.std is None else result.std[i],
         samples=result.samples,
         reference=None if result.reference is None else result.reference[i],
-        scores=result.slice_scores(i),
+        scores=result.slice_scores[i],
         mask=result.mask,
         title=f"mrgen {result.recipe['name']}, slice {result.first_slice + i}, R = {result.acceleration:.1f}",
     )

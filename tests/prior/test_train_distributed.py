@@ -144,3 +144,26 @@ def test_processes_hear_of_what_is_so_in_one_of_them(start: Start) -> None:
     text = start("-c", TOGETHER, processes=2).communicate(timeout=60)
     found = sorted(line[line.index("rank") :] for line in text.splitlines() if "rank" in line)
     assert found == [f"rank ({rank}, [True, False, True], 3.0, True, False)" for rank in range(2)], text
+
+
+SHARED = """
+import os
+from mrgen.prior.distributed import join
+p = join("cpu")
+first, second = p.share("abcdef"), p.share("xyz")
+taken = [next(first)]
+for rank in range(2):  # the second asks for no more before the first has taken the rest
+    p.any()
+    if rank == p.rank:
+        taken += first
+os.write(1, f"rank {p.rank}, {''.join(taken)}, {''.join(second)}\\n".encode())
+"""
+
+
+def test_who_is_slow_takes_less_of_what_is_shared(start: Start) -> None:
+    text = start("-c", SHARED, processes=2).communicate(timeout=60)
+    found = sorted(line[line.index("rank") :].split(", ") for line in text.splitlines() if "rank" in line)
+    (_, *fast), (_, *slow) = found
+    assert (len(fast[0]), len(slow[0])) == (5, 1), text
+    for a, b, whole in zip(fast, slow, ("abcdef", "xyz"), strict=True):
+        assert sorted(a + b) == list(whole), text

@@ -183,7 +183,7 @@ def test_what_a_reader_has_to_be_told(made):
     assert std["label"] == "std map, n = 8 (± 27 %)"
     cells = re.findall(r"<td>([^<]*)</td>", page.text)
     for i in range(3):
-        score = result.slice_scores(i)["reconstruction"]
+        score = result.slice_scores[i]["reconstruction"]
         assert f"{score['psnr_fit']:.2f}" in cells
         mean = result.images["reconstruction"]
         inside = mean[i] > 0.1 * np.percentile(mean, 99)

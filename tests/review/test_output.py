@@ -138,7 +138,7 @@ def test_the_figure_says_what_it_shows(tmp_path, monkeypatch):
     output.write_result(tmp_path, "scan", result)
     axes = [a for a in seen[0].axes if a.get_title()]
     titles = [a.get_title() for a in axes]
-    score = result.slice_scores(1)["reconstruction"]
+    score = result.slice_scores[1]["reconstruction"]
     assert [t.split("\n")[0] for t in titles[:3]] == ["reference: coil combination", "zero-filled", "L1-wavelet"]
     assert titles[3] == f"posterior mean, n = 8\nPSNR {score['psnr_fit']:.1f} dB, SSIM {score['ssim_fit']:.3f}"
     assert titles[4] == "std of n = 8 samples\n(± 27 % sampling error)"
