@@ -269,7 +269,7 @@ def test_unusable_options(refused, full, tmp_path, match, options):
 
 
 def test_an_output_folder_that_cannot_be_written_is_found_before_any_work(refused, full, tmp_path, monkeypatch):
-    monkeypatch.setattr(recon_command, "reconstruct_scan", None)
+    monkeypatch.setattr(recon_command, "reconstruct_slices", None)
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         refused("cannot write to the output folder", "recon", full, "--R", 2, "--recipe", "sense", "-o", folder)
@@ -302,7 +302,7 @@ def test_cuda_without_a_gpu_is_refused(refused, full, tmp_path, monkeypatch):
 
 
 def test_a_bug_keeps_its_traceback(mrgen, full, tmp_path, monkeypatch):
-    monkeypatch.setattr(recon_command, "reconstruct_scan", lambda *_: 1 / 0)
+    monkeypatch.setattr(recon_command, "reconstruct_slices", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         mrgen("recon", full, "--R", 2, "--recipe", "sense", "-o", tmp_path / "out")
 

@@ -247,7 +247,7 @@ def test_formats_are_chosen_and_stale_ones_go(mrgen, scan, tmp_path, formats):
     ],
 )
 def test_refusals_come_before_the_computing(mrgen, scan, tmp_path, monkeypatch, options, match):
-    monkeypatch.setattr(recon_command, "reconstruct_scan", lambda *_: 1 / 0)
+    monkeypatch.setattr(recon_command, "reconstruct_slices", lambda *_: 1 / 0)
     code, _, error = mrgen("recon", scan, *OPTIONS, *options, "-o", tmp_path / "out")
     assert (code, error.count("\n")) == (1, 1)
     assert match in error

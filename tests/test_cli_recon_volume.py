@@ -284,6 +284,31 @@ def test_a_smaller_batch_is_kept_for_the_next_slice(mrgen, scan, posterior, tmp_
 
 
 @pytest.mark.slow
+def test_processes_share_the_slices_of_a_scan(mrgen, start, scan, posterior, tmp_path):
+    """One is killed when it writes its second slice, and the same command goes on."""
+    arguments, out = ["recon", scan(), *posterior, "--save-samples"], tmp_path / "out"
+    killed = start("-c", KILLED.replace("== 3", "== 2"), *arguments, "-o", out, processes=2)
+    text = killed.communicate(timeout=120)
+    assert killed.returncode != 0, text
+    left = kept(out)
+    assert 0 < len(left) < SLICES, text
+    resumed = start("-m", "mrgen.cli", *arguments, "-o", out, processes=2)
+    text = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, text
+    assert f"[0] resumed {len(left)} of {SLICES} slices" in text
+    assert [text.count(line) for line in ("scan    ", "mask    ", "check   ", "wrote   ", "diagnostic use")] == [
+        1, 1, 1, 6, 1
+    ]  # fmt: skip
+    assert not re.search(r"\[1\] (scan|recipe|resumed|wrote)", text)
+    assert json.loads((out / "report.json").read_text())["resumed_slices"] == len(left)
+    assert mrgen(*arguments, "-o", tmp_path / "alone")[0] == 0
+    one, two = volumes(out / "head.h5"), volumes(tmp_path / "alone/head.h5")
+    assert one.keys() == two.keys()
+    for name, volume in two.items():
+        assert np.array_equal(one[name], volume), name
+
+
+@pytest.mark.slow
 def test_processes_share_the_scans(start, scan, posterior, mrgen, tmp_path):
     """Each takes the next one when it has done one, and waits for the other in the end."""
     files = [scan(f"{name}.h5", slices=1) for name in "abcde"]

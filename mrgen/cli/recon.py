@@ -31,7 +31,7 @@ from mrgen.cli.spread import check_lines, spread_lines
 from mrgen.errors import MrgenError
 from mrgen.physics.masks import PATTERNS, achieved_acceleration
 from mrgen.posterior.batch import Batch
-from mrgen.prior.distributed import join
+from mrgen.prior.distributed import ALONE, Processes, join, silent
 from mrgen.prior.files import bundled_prior, load_prior
 from mrgen.review.calibration import read_calibration
 from mrgen.review.export import DICOM, HDF5, Exports, clear_exports, place_of
@@ -39,7 +39,7 @@ from mrgen.review.figure import NOTICE, label
 from mrgen.review.folder import prepare_output_dir
 from mrgen.review.output import finished, write_result
 from mrgen.review.parts import partial_slices
-from mrgen.review.run import Run, digest, reconstruct_scan
+from mrgen.review.run import Run, digest, gather, reconstruct_slices
 from mrgen.scans.maskfile import read_mask
 from mrgen.scans.open import open_scan
 from mrgen.scans.prepare import default_center_fraction, undersampling_mask
@@ -132,9 +132,9 @@ class _Plan:
         typer.echo(self.prefix + text, err=err)
 
 
-def _reconstruct(scan_file: Path, out: Path, plan: _Plan, skip_finished: bool) -> None:
-    """One scan from its file to the files of its result. Raises MrgenError."""
-    say = plan.say
+def _reconstruct(scan_file: Path, out: Path, plan: _Plan, skip_finished: bool, processes: Processes = ALONE) -> None:
+    """One scan from its file to the files of its result, which the first of `processes` writes. Raises MrgenError."""
+    say = plan.say if processes.rank == 0 else silent
     scan = open_scan(scan_file)
     for remark in scan.remarks:
         say(f"note    {remark}")
@@ -159,9 +159,12 @@ def _reconstruct(scan_file: Path, out: Path, plan: _Plan, skip_finished: bool) -
     detail = ": " * bool(details) + ", ".join(details)
     say(f"scan    {scan_file.name}: {len(run.slices)} of {scan.slices} slices, {array}, {n_y} x {n_x}")
     say(f"recipe  {run.recipe_name}{detail}, seed {run.seed}, on {run.device}")
-    with partial_slices(out, scan_file.stem, identity, plan.resume) as parts:
+    with partial_slices(out, scan_file.stem, identity, plan.resume, processes) as parts:
         with progress_on_stderr(plan.prefix) as progress:
-            result = reconstruct_scan(run, parts, say, progress)
+            resumed = reconstruct_slices(run, parts, plan.say, progress, processes)
+        if processes.rank > 0:
+            return
+        result = gather(run, parts, resumed, say)
         result = replace(result, geometry_from=placement.source)
         paths = write_result(out, scan_file.stem, result)
         clear_exports(out)
@@ -267,7 +270,7 @@ def recon(
 ) -> None:
     """Reconstruct scans: posterior mean and spread, beside zero-filled and L1-wavelet images.
 
-    Under torchrun, several processes share the scans, and the GPUs if they are fewer.
+    Under torchrun, several processes share the scans, or the slices of a single one, and the GPUs if those are fewer.
     """
     save_samples |= dicom_samples
     recipe = load_recipe(recipe_name, samples, prior_file, save_samples)
@@ -314,8 +317,8 @@ def recon(
         batch = Batch.on(target, plan.say)
         if len(scan_files) > 1:
             count = _reconstruct_each(processes.share(scan_files), out, plan)
-        elif processes.rank == 0:
-            _reconstruct(scan_files[0], out, plan, skip_finished=False)
+        else:
+            _reconstruct(scan_files[0], out, plan, skip_finished=False, processes=processes)
         # torchrun ends all processes with the first one that fails, so each waits here for the others
         count = int(processes.sum(torch.tensor(count)))
     if processes.rank == 0:

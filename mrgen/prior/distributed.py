@@ -122,11 +122,18 @@ class Processes:
         while (number := self.store.add(name, 1) - 1) < len(items):
             yield items[number]
 
+    def wait(self) -> None:
+        """Until all processes are here. Raises MrgenError where another process has ended."""
+        self.any(False)
+
     def _reduce(self, values: Tensor, operation: distributed.ReduceOp.RedOpType) -> Tensor:
         if self.control is not None:
             with self._together():
                 distributed.all_reduce(values, operation, self.control)
         return values
+
+
+ALONE = Processes("cpu")
 
 
 def _leave() -> None:

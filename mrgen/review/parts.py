@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mrgen.errors import MrgenError
+from mrgen.prior.distributed import ALONE, Processes
 from mrgen.prior.files import read_safetensors, write_safetensors
 
 
@@ -74,21 +75,32 @@ class Parts:
 
 
 @contextmanager
-def partial_slices(out_dir: Path, stem: str, identity: dict[str, Any], resume: bool) -> Iterator[Parts]:
+def partial_slices(
+    out_dir: Path, stem: str, identity: dict[str, Any], resume: bool, processes: Processes = ALONE
+) -> Iterator[Parts]:
     """The slices that an earlier run with this `identity` has left in `out_dir`, none without `resume`.
 
-    No other process gets them meanwhile. Raises MrgenError where one has, and for slices of another identity.
+    No process but these gets them meanwhile. Raises MrgenError where one has, and for slices of another identity.
     """
     parts = Parts(out_dir / f".{stem}.partial")
+    with ExitStack() as stack:
+        if processes.rank == 0:
+            stack.enter_context(_claimed(parts, f"{stem} in {out_dir}", identity, resume))
+        processes.wait()
+        yield parts
+
+
+@contextmanager
+def _claimed(parts: Parts, what: str, identity: dict[str, Any], resume: bool) -> Iterator[None]:
     parts.folder.mkdir(exist_ok=True)
     lock = FileLock(parts.folder / "lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise MrgenError(f"another process is at {stem} in {out_dir}: wait for it, or name another folder") from None
+        raise MrgenError(f"another process is at {what}: wait for it, or name another folder") from None
     try:
         _claim(parts, identity, resume)
-        yield parts
+        yield
     finally:
         if not parts:
             parts.remove()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from mrgen.physics.fourier import centre_crop
 from mrgen.physics.masks import achieved_acceleration
 from mrgen.posterior.batch import Batch
 from mrgen.posterior.reconstruct import Reconstruction, reconstruct
+from mrgen.prior.distributed import ALONE, Processes
 from mrgen.prior.files import Prior
 from mrgen.review.account import describe, other_map_sets, regularised
 from mrgen.review.calibration import Calibration
@@ -129,21 +131,34 @@ def slice_generator(seed: int, index: int) -> torch.Generator:
 def reconstruct_scan(
     run: Run, parts: Parts, say: Callable[[str], None], progress: Callable[[float, str], None]
 ) -> Result:
-    """Reconstruct those slices of `run` that are not among `parts` yet, telling `say` about mask, noise and coils.
+    """`reconstruct_slices` and `gather`."""
+    return gather(run, parts, reconstruct_slices(run, parts, say, progress), say)
 
-    Each slice is kept in `parts` as soon as it is finished, and nothing of it in memory: that is filled by the images
-    of the `Result` alone, once all are finished. `progress` hears the fraction done and where that is, such as "slice 2
-    of 5, step 13 of 160". Raises MrgenError for slices that cannot be used, and where memory is short.
+
+def reconstruct_slices(
+    run: Run,
+    parts: Parts,
+    say: Callable[[str], None],
+    progress: Callable[[float, str], None],
+    processes: Processes = ALONE,
+) -> int:
+    """Reconstruct those slices of `run` that are not among `parts` yet, and give the number of those that are.
+
+    Several `processes`, which share the slices, all return when the last one is done. `say` is told about mask, noise
+    and coils. Each slice is kept in `parts` as soon as it is finished, and nothing of it in memory. `progress` hears
+    the fraction done and where that is, such as "slice 2 of 5, step 13 of 160". Raises MrgenError for slices that
+    cannot be used, and where memory is short.
     """
     run.interval()  # which may be refused, so before hours of computing
     left = [index for index in run.slices if index not in parts]
+    processes.wait()  # before all have looked, none writes
     resumed = len(run.slices) - len(left)
     batch = run.batch or Batch.on(run.device, say)
-    if resumed:
+    if resumed and processes.rank == 0:
         earlier = parts.read(min(set(run.slices) - set(left)))
         describe(run, earlier.images["mask"], earlier.facts, say)
         say(f"resumed {resumed} of {len(run.slices)} slices were finished before an interruption")
-    for number, index in enumerate(left, start=resumed):
+    for number, index in processes.share([*enumerate(left, start=resumed)]):
         place = f"slice {number + 1} of {len(run.slices)}"
         progress(number / len(run.slices), place)
 
@@ -151,7 +166,7 @@ def reconstruct_scan(
             progress((number + done / total) / len(run.slices), f"{place}, step {done} of {total}")
 
         begun = time.perf_counter()
-        try:
+        with _naming(index):
             slice_ = prepare(
                 run.scan,
                 index,
@@ -167,13 +182,6 @@ def reconstruct_scan(
             result = reconstruct(
                 slice_, run.prior, run.recipe, slice_generator(run.seed, index), step, batch, run.check
             )
-        except MrgenError as error:
-            raise MrgenError(f"slice {index}: {error}") from error
-        except torch.OutOfMemoryError as error:
-            raise MrgenError(
-                f"slice {index}: the device has not enough free memory: lower --samples, compress the coils with "
-                "--coils, or take a larger device, or --device cpu"
-            ) from error
         kept = _images(slice_, result, run.slices.index(index) in run.sampled)
         images = {name: _scanner_units(x, slice_, run.scan.crop) for name, x in kept.items()}
         images["mask"] = slice_.mask.cpu()
@@ -183,14 +191,29 @@ def reconstruct_scan(
         if result.facts:
             say(f"lambda  {regularised(result.facts)}, slice {index}")
         progress((number + 1) / len(run.slices), place)
-    whole = _gather(run, parts, resumed)
-    if note := other_map_sets(run, whole.map_sets):
-        say(note)
-    return whole
+    processes.wait()
+    return resumed
 
 
-def _gather(run: Run, parts: Parts, resumed: int) -> Result:
-    """The result of all slices of a run, read from `parts`."""
+@contextmanager
+def _naming(index: int) -> Iterator[None]:
+    """What makes a slice impossible as an error that names it."""
+    try:
+        yield
+    except MrgenError as error:
+        raise MrgenError(f"slice {index}: {error}") from error
+    except torch.OutOfMemoryError as error:
+        raise MrgenError(
+            f"slice {index}: the device has not enough free memory: lower --samples, compress the coils with "
+            "--coils, or take a larger device, or --device cpu"
+        ) from error
+
+
+def gather(run: Run, parts: Parts, resumed: int, say: Callable[[str], None]) -> Result:
+    """The result of all slices of a run, read from `parts`, where `resumed` of them were before it began.
+
+    That alone fills memory.
+    """
     volumes: dict[str, Array] = {}
     facts: list[dict[str, Any]] = []
     for number, index in enumerate(run.slices):
@@ -201,6 +224,8 @@ def _gather(run: Run, parts: Parts, resumed: int) -> Result:
         for name, image in part.images.items():
             volume = volumes.setdefault(name, np.empty((len(run.slices), *image.shape), np.float32))
             volume[number] = image.numpy()
+    if note := other_map_sets(run, (fact["map_sets"] for fact in facts)):
+        say(note)
     std, interval = volumes.pop("std", None), run.interval()
     return Result(
         std=std,

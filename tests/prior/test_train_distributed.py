@@ -153,7 +153,7 @@ p = join("cpu")
 first, second = p.share("abcdef"), p.share("xyz")
 taken = [next(first)]
 for rank in range(2):  # the second asks for no more before the first has taken the rest
-    p.any()
+    p.wait()
     if rank == p.rank:
         taken += first
 os.write(1, f"rank {p.rank}, {''.join(taken)}, {''.join(second)}\\n".encode())
