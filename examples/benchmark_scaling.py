@@ -89,6 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--gpus", type=int, help="how many; all without it")
     parser.add_argument("--scans", type=int, help=f"{Size.scans} without it")
     parser.add_argument("--jobs-per-gpu", type=int, help="processes of recon on each GPU; 1 without it")
+    parser.add_argument("--turns", type=int, help="of recon, as a host may be slower now and then; 1 without it")
     parser.add_argument("--protocol", help=f"whose network is trained; {Size.network} without it")
     parser.add_argument("--steps", type=int, help=f"updates of a training; {Size.steps} without it")
     parser.add_argument("--batches", type=int, nargs="+", help=f"global batch sizes; {Size.batches[0]} without it")
@@ -99,6 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = {
         "scans": args.scans,
         "jobs_per_gpu": args.jobs_per_gpu,
+        "turns": args.turns,
         "network": args.protocol,
         "steps": args.steps,
         "batches": batches,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import time
 from pathlib import Path
 from types import ModuleType
@@ -85,16 +86,21 @@ def test_a_process_is_killed_and_torchrun_ends_the_others(benchmark: ModuleType,
 
 @pytest.mark.slow
 def test_the_rest_of_the_rehearsal(benchmark: ModuleType, work: Path) -> None:
-    record = run(benchmark, work, "recon", "floor", "waits", "loading", "stages", "--jobs-per-gpu", "2")
+    record = run(benchmark, work, "recon", "floor", "waits", "loading", "stages", "--turns", "2", "--jobs-per-gpu", "2")
     recon = record["recon"]
-    assert recon["jobs_per_gpu"] == 2
+    for n in "12":
+        one, two = (run["seconds_from_then_on"] for run in recon["turns"][n])
+        assert recon["runs"][n]["seconds_from_then_on"] == pytest.approx((one + two) / 2)
     assert [run["scans"] for run in recon["runs"].values()] == [4, 4]
     assert recon["agreement"] == {"scans": 4, "same_to_the_bit": 4, "largest_relative_difference": 0}
     parts = list(record["figures"]["milliseconds_per_update"].values())
     assert sum(parts[:-1]) == pytest.approx(parts[-1])
     assert [len(ranks) for ranks in record["waits"]["runs"].values()] == [1, 2]
     assert all(seconds >= 0 for seconds in record["stages"]["seconds_per_slice"].values())
-    assert "4 of 4 results are the same to the bit" in (work / "found.md").read_text()
+    text = (work / "found.md").read_text()
+    assert "4 of 4 results are the same to the bit" in text
+    assert re.search(r"medians over turns that took [\d.]+, [\d.]+ and [\d.]+, [\d.]+ s", text)
+    assert "scans/s by 2 processes a GPU" in text
 
 
 def test_a_part_that_would_begin_too_late_is_left_out(

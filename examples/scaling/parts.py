@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import h5py
@@ -43,6 +44,7 @@ class Size:
     matrix: tuple[int, int] = MATRIX
     recipe: str = "posterior"
     jobs_per_gpu: int = 1  # processes of a reconstruction
+    turns: int = 1  # of reconstructions
     network: str = "head"  # the protocol that is trained
     protocol: dict[str, str] = field(default_factory=lambda: {"warmup": "20"})  # what differs from it
 
@@ -187,15 +189,18 @@ class Bench:
         return {"batch": batch, "runs": runs}
 
     def recon(self) -> Record:
-        """One slice of every scan on 1 and on all GPUs."""
+        """One slice of every scan on 1 and on all GPUs, in turns; `runs` has the medians over them."""
         size = self.size
-        record: Record = {"scans": size.scans, "recipe": size.recipe, "jobs_per_gpu": size.jobs_per_gpu, "runs": {}}
-        for count in self.counts:
-            self._clear(f"recon-{count}")
-            options = ["--R", size.acceleration, "--recipe", size.recipe, "--slices", "0:1"]
-            command = ["recon", *self.files, *options, "--formats", "hdf5", "-o", self.work / f"recon-{count}"]
-            done = self.machine.start(*command, gpus=range(count), each=size.jobs_per_gpu).succeed()
-            record["runs"][str(count)] = said(f"recon-{count}", reconstruction_record(done))
+        record: Record = {"scans": size.scans, "recipe": size.recipe, "jobs_per_gpu": size.jobs_per_gpu}
+        turns: dict[str, list[Record]] = {str(count): [] for count in self.counts}
+        for turn in range(size.turns):
+            for count in self.counts if turn % 2 == 0 else reversed(self.counts):
+                self._clear(f"recon-{count}")
+                options = ["--R", size.acceleration, "--recipe", size.recipe, "--slices", "0:1"]
+                command = ["recon", *self.files, *options, "--formats", "hdf5", "-o", self.work / f"recon-{count}"]
+                done = self.machine.start(*command, gpus=range(count), each=size.jobs_per_gpu).succeed()
+                turns[str(count)].append(said(f"recon-{count}", reconstruction_record(done)))
+        record |= {"turns": turns, "runs": {count: medians(runs) for count, runs in turns.items()}}
         if len(self.counts) > 1:
             pairs = [[self.work / f"recon-{n}" / f.stem / f"{f.stem}.h5" for n in self.counts] for f in self.files]
             record["agreement"] = same_arrays(pairs)
@@ -247,6 +252,12 @@ def reconstruction_record(done: Done) -> Record:
         "scans_per_second": sum(steady) if steady else None,
         "scans": sum(map(len, ended.values())),
     }
+
+
+def medians(records: list[Record]) -> Record:
+    """Of each figure over the records; None where it is missing in one."""
+    found = {key: [record[key] for record in records] for key in records[0]}
+    return {key: None if None in values else median(values) for key, values in found.items()}
 
 
 def table(folder: Path) -> list[list[str]]:

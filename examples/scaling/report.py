@@ -119,7 +119,10 @@ def _sentences(record: Record) -> list[str]:
     if "loading" in record:
         lines.append(f"- one process loads {record['loading']['bytes_per_second'] / 1e9:.1f} GB/s of files in memory")
     if "recon" in record and "agreement" in record["recon"]:
-        of = record["recon"]["agreement"]
+        of, turns = record["recon"]["agreement"], record["recon"].get("turns", {})
+        if any(len(runs) > 1 for runs in turns.values()):
+            took = [", ".join(f"{run['seconds_from_then_on']:.1f}" for run in runs) for runs in turns.values()]
+            lines.append(f"- reconstruction: medians over turns that took {' and '.join(took)} s")
         lines.append(
             f"- {of['same_to_the_bit']} of {of['scans']} results are the same to the bit on 1 and on all GPUs; the "
             f"largest difference of any image is {of['largest_relative_difference']:.1e} of its maximum"
