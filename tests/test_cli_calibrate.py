@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import h5py
@@ -74,6 +75,21 @@ def test_a_calibration_is_fitted_and_applied(mrgen, heads, recipe, tmp_path):
     out.write_text(json.dumps(record))
     note = "the calibration is of slices with 2 set(s) of coil maps, and this scan has slices with 1: do not rely"
     assert note in mrgen("recon", heads[0], "--R", 2, *options, "--calibration", out, "-o", tmp_path / "other")[1]
+
+
+@pytest.mark.slow
+def test_processes_share_the_scans_of_a_calibration(mrgen, start, heads, recipe, tmp_path):
+    arguments = ["calibrate", *heads, "--R", 2, "--R", 3, "--recipe", recipe, "--device", "cpu"]
+    process = start("-m", "mrgen.cli", *arguments, "-o", tmp_path / "two.json", processes=2)
+    text = process.communicate(timeout=120)
+    assert process.returncode == 0, text
+    done = re.findall(r"\[(\d)\] R = (\d), head(\d)\.h5: reconstructed", text)
+    assert sorted(of for _, *of in done) == [[r, head] for r in "23" for head in "012"]
+    assert {process for process, *_ in done} == {"0", "1"}
+    assert text.count("wrote   ") == text.count("diagnostic use") == 1
+    assert not list(tmp_path.glob(".*partial"))
+    assert mrgen(*arguments, "-o", tmp_path / "one.json")[0] == 0
+    assert (tmp_path / "two.json").read_bytes() == (tmp_path / "one.json").read_bytes()
 
 
 def test_an_interrupted_calibration_goes_on(mrgen, heads, recipe, tmp_path, monkeypatch):

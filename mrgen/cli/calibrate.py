@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mrgen.cli.common import Device, OnDevice, PriorFile, RecipeName, Samples, interruptible, progress_on_stderr
+from mrgen.cli.common import (
+    Device,
+    OnDevice,
+    PriorFile,
+    RecipeName,
+    Samples,
+    interruptible,
+    join_for_scans,
+    progress_on_stderr,
+)
 from mrgen.cli.recon import choose_mask, load_recipe, parse_slices, refuse_namesakes
 from mrgen.errors import MrgenError
 from mrgen.posterior.batch import Batch
+from mrgen.prior.distributed import silent
 from mrgen.prior.files import bundled_prior, load_prior
 from mrgen.review.calibration import Level, Scored, fit_level, score_result, write_calibration
 from mrgen.review.figure import NOTICE
 from mrgen.review.folder import prepare_output_dir
 from mrgen.review.parts import Parts, partial_slices
-from mrgen.review.run import Run, reconstruct_scan
+from mrgen.review.run import Run, gather, reconstruct_slices
 from mrgen.scans.open import open_scan
 
 MASK = "equispaced, fully sampled centre as in fastMRI for this R, offset by the seed and the name of the file"
@@ -27,13 +38,22 @@ MASK = "equispaced, fully sampled centre as in fastMRI for this R, offset by the
 def _score(run: Run, parts: Parts, share: float) -> Scored:
     """Reconstruct and score one scan. Raises MrgenError."""
     with progress_on_stderr() as progress:
-        result = reconstruct_scan(run, parts, lambda text: None, progress)
+        result = gather(run, parts, reconstruct_slices(run, parts, silent, progress), silent)
     if result.reference is None:
         raise MrgenError("it is undersampled, so nothing tells the error: calibrate on fully sampled scans")
     try:
         return score_result(result, share)
     except ValueError as error:
         raise MrgenError(str(error)) from None
+
+
+@contextmanager
+def _naming(acceleration: float, file: Path) -> Iterator[None]:
+    """An error of a scan as one that names it."""
+    try:
+        yield
+    except MrgenError as error:
+        raise MrgenError(f"{file.name}, R = {acceleration:g}: {error}") from None
 
 
 def _table(levels: Sequence[Level], share: float) -> list[str]:
@@ -71,7 +91,8 @@ def calibrate(
 ) -> None:
     """Fit the interval for `mrgen recon --calibration`: by which factor of the std the fully sampled image is covered.
 
-    Without --R: for 4, 6, 8 and 10. An interrupted run goes on with the slice it was at.
+    Without --R: for 4, 6, 8 and 10. An interrupted run goes on with the slice it was at. Under torchrun, several
+    processes share the scans, and the GPUs if those are fewer.
     """
     recipe = load_recipe(recipe_name, samples, prior_file)
     if not recipe.draws:
@@ -80,33 +101,47 @@ def calibrate(
         raise MrgenError(f"--coverage {share:g}: expected a number between 0 and 1")
     refuse_namesakes(scan_files)
     prepare_output_dir(out.parent)
-    target = device.resolve()
+    processes = join_for_scans(device)
+    target, prefix = processes.device, processes.prefix
     prior = load_prior(prior_file or bundled_prior(), target) if recipe.learned else None
-    batch, kept, levels = Batch.on(target, typer.echo), [], []
+    batch, kept, levels = Batch.on(target, lambda text: typer.echo(prefix + text)), list[Parts](), []
+    every = sorted(set(accelerations or (4.0, 6.0, 8.0, 10.0)))
+
+    def begin(stack: ExitStack, acceleration: float, file: Path) -> tuple[Run, Parts]:
+        """A scan at one R and its slices, which belong to this process until the stack is left."""
+        scan = open_scan(file)
+        run = Run(
+            scan,
+            parse_slices(slices, scan.slices),
+            choose_mask(scan, acceleration, seed),
+            Path(recipe_name).stem,
+            recipe,
+            prior,
+            seed,
+            target,
+            shown=0,
+            batch=batch,
+        )
+        name = f"{out.stem}-{file.stem}-R{acceleration:g}"
+        return run, stack.enter_context(partial_slices(out.parent, name, run.identity(), resume=True))
+
     with ExitStack() as stack:
-        stack.enter_context(interruptible("the calibration"))
-        for acceleration in sorted(set(accelerations or (4.0, 6.0, 8.0, 10.0))):
+        stack.enter_context(interruptible(f"{prefix}the calibration"))
+        if processes.count > 1:  # the first one finds all slices finished, below
+            for acceleration, file in processes.share([*product(every, scan_files)]):
+                with _naming(acceleration, file), ExitStack() as own, progress_on_stderr(prefix) as progress:
+                    reconstruct_slices(*begin(own, acceleration, file), silent, progress)
+                typer.echo(f"{prefix}R = {acceleration:g}, {file.name}: reconstructed")
+            processes.wait()
+        if processes.rank > 0:
+            return
+        for acceleration in every:
             scored = []
             for file in scan_files:
-                scan = open_scan(file)
-                try:
-                    run = Run(
-                        scan,
-                        parse_slices(slices, scan.slices),
-                        choose_mask(scan, acceleration, seed),
-                        Path(recipe_name).stem,
-                        recipe,
-                        prior,
-                        seed,
-                        target,
-                        shown=0,
-                        batch=batch,
-                    )
-                    name = f"{out.stem}-{file.stem}-R{acceleration:g}"
-                    kept.append(stack.enter_context(partial_slices(out.parent, name, run.identity(), resume=True)))
-                    scored.append(_score(run, kept[-1], share))
-                except MrgenError as error:
-                    raise MrgenError(f"{file.name}, R = {acceleration:g}: {error}") from None
+                with _naming(acceleration, file):
+                    run, parts = begin(stack, acceleration, file)
+                    kept.append(parts)
+                    scored.append(_score(run, parts, share))
                 typer.echo(f"R = {acceleration:g}, {file.name}: ± 1.645 std covers {scored[-1].before:.1%}")
             try:
                 levels.append(fit_level(acceleration, scored, share))

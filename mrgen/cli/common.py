@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -19,7 +20,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from mrgen.errors import MrgenError
+from mrgen.prior.distributed import Processes, join
 
+HOST_THREADS = 4  # beside a GPU, of a process: more of them wait more than they work
+OTHERS_MAY_TAKE = timedelta(days=30)  # with their scans, while a process of torchrun that has done its own waits
 PROGRESS_SECONDS = 20.0  # between lines of progress where stderr is no terminal
 
 RecipeName = Annotated[str, typer.Option("--recipe", help="A recipe's name, or a .toml file of your own.")]
@@ -45,6 +49,14 @@ class Device(StrEnum):
         if self is Device.auto:
             return "cuda" if torch.cuda.is_available() else "cpu"
         return self.value
+
+
+def join_for_scans(device: Device) -> Processes:
+    """The processes of torchrun that share scans, and the GPUs where those are fewer, or this one alone."""
+    processes = join(device.resolve(), OTHERS_MAY_TAKE, in_turn=True)
+    if processes.device != "cpu":
+        torch.set_num_threads(min(torch.get_num_threads(), HOST_THREADS))
+    return processes
 
 
 OnDevice = Annotated[Device, typer.Option(help="Where to compute.")]

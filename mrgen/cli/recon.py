@@ -7,7 +7,6 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +15,17 @@ import torch
 import typer
 from torch import Tensor
 
-from mrgen.cli.common import Device, OnDevice, PriorFile, RecipeName, Samples, Slices, interruptible, progress_on_stderr
+from mrgen.cli.common import (
+    Device,
+    OnDevice,
+    PriorFile,
+    RecipeName,
+    Samples,
+    Slices,
+    interruptible,
+    join_for_scans,
+    progress_on_stderr,
+)
 from mrgen.cli.export import (
     DEFAULT_FORMATS,
     Flag,
@@ -31,7 +40,7 @@ from mrgen.cli.spread import check_lines, spread_lines
 from mrgen.errors import MrgenError
 from mrgen.physics.masks import PATTERNS, achieved_acceleration
 from mrgen.posterior.batch import Batch
-from mrgen.prior.distributed import ALONE, Processes, join, silent
+from mrgen.prior.distributed import ALONE, Processes, silent
 from mrgen.prior.files import bundled_prior, load_prior
 from mrgen.review.calibration import read_calibration
 from mrgen.review.export import DICOM, HDF5, Exports, clear_exports, place_of
@@ -45,9 +54,6 @@ from mrgen.scans.open import open_scan
 from mrgen.scans.prepare import default_center_fraction, undersampling_mask
 from mrgen.scans.scan import Scan
 from mrgen.settings import Recipe, Sampling, load
-
-HOST_THREADS = 4  # beside a GPU, of a process: more of them wait more than they work
-OTHERS_MAY_TAKE = timedelta(days=30)  # with their scans, while a process of torchrun that has done its own waits
 
 
 class MapSets(StrEnum):
@@ -285,11 +291,8 @@ def recon(
         raise MrgenError(f"recipe {recipe_name!r} draws no samples: leave out --overlay")
     intervals = None if interval_file is None else read_calibration(interval_file)
     refuse_namesakes(scan_files)
-    processes = join(device.resolve(), OTHERS_MAY_TAKE, in_turn=True)
-    target, prefix = processes.device, f"[{processes.rank}] " if processes.count > 1 else ""
-    if target != "cpu":
-        torch.set_num_threads(min(torch.get_num_threads(), HOST_THREADS))
-    count = 0
+    processes = join_for_scans(device)
+    target, prefix, count = processes.device, processes.prefix, 0
     with interruptible(f"{prefix}the reconstruction"):
         calibration = None if calibration_file is None else open_scan(calibration_file)
         prior = load_prior(prior_file or bundled_prior(), target) if recipe.learned else None

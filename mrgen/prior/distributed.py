@@ -67,6 +67,11 @@ class Processes:
     store: distributed.distributed_c10d.Store | None = None  # in which they count together
     shared: Iterator[int] = field(default_factory=itertools.count)  # numbers of the lists that were shared
 
+    @property
+    def prefix(self) -> str:
+        """Of every line, where several processes speak."""
+        return f"[{self.rank}] " if self.count > 1 else ""
+
     def parallel(self, model: nn.Module) -> nn.Module:
         """`model` with the weights of the first process, and gradients averaged over all in the backward pass."""
         if self.count == 1:

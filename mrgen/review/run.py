@@ -128,13 +128,6 @@ def slice_generator(seed: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + index)
 
 
-def reconstruct_scan(
-    run: Run, parts: Parts, say: Callable[[str], None], progress: Callable[[float, str], None]
-) -> Result:
-    """`reconstruct_slices` and `gather`."""
-    return gather(run, parts, reconstruct_slices(run, parts, say, progress), say)
-
-
 def reconstruct_slices(
     run: Run,
     parts: Parts,
