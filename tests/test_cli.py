@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -51,6 +52,32 @@ def full(write_scan, phantom, header) -> Path:
     """Two slices, fully sampled, 64 readout samples of which the scanner keeps 48."""
     kspace = 1e-3 * phantom(slices=2, coils=6, shape=(64, 64), noise=0.01)
     return write_scan("head.h5", kspace=kspace, ismrmrd_header=header((64, 64), rec=(48, 56)))
+
+
+@pytest.mark.parametrize("given", [["--processes", 3], ["--processes=3"]])
+def test_a_command_becomes_several_processes(mrgen, monkeypatch, given):
+    become = []
+
+    def execute(program, arguments):
+        become.append(arguments)
+        raise SystemExit
+
+    monkeypatch.setattr(os, "execv", execute)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
+    for name, rest in (
+        ("recon", ["a.h5", "--R", "8", "-o", "out"]),
+        ("calibrate", ["a.h5", "-o", "c.json"]),
+        ("train-prior", ["scans", "--protocol", "head", "-o", "p.safetensors"]),
+        ("em", ["scans", "--start", "gaussian", "--protocol", "head", "-o", "p.safetensors", "--work", "w"]),
+    ):
+        assert mrgen(name, *given, *rest)[0] == 0
+        assert become.pop() == [*torchrun, "-m", "--", "mrgen.cli", name, *rest]
+    common.become(1)
+    monkeypatch.setenv("WORLD_SIZE", "3")  # it has become one of them
+    common.become(3)
+    assert not become
 
 
 def test_version_and_help(mrgen):

@@ -292,7 +292,7 @@ def test_processes_share_the_slices_of_a_scan(mrgen, start, scan, posterior, tmp
     assert killed.returncode != 0, text
     left = kept(out)
     assert 0 < len(left) < SLICES, text
-    resumed = start("-m", "mrgen.cli", *arguments, "-o", out, processes=2)
+    resumed = start("-m", "mrgen.cli", *arguments, "-o", out, "--processes", 2)
     text = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, text
     assert f"[0] resumed {len(left)} of {SLICES} slices" in text

@@ -14,8 +14,10 @@ from mrgen.cli.common import (
     Device,
     OnDevice,
     PriorFile,
+    ProcessCount,
     RecipeName,
     Samples,
+    become,
     interruptible,
     join_for_scans,
     progress_on_stderr,
@@ -88,12 +90,14 @@ def calibrate(
     seed: Annotated[int, typer.Option(min=0, help="Chooses the masks' offsets and the samples.")] = 0,
     slices: Annotated[str | None, typer.Option(metavar="A:B", help="Only the slices A to B - 1 of each scan.")] = None,
     device: OnDevice = Device.auto,
+    process_count: ProcessCount = 1,
 ) -> None:
     """Fit the interval for `mrgen recon --calibration`: by which factor of the std the fully sampled image is covered.
 
-    Without --R: for 4, 6, 8 and 10. An interrupted run goes on with the slice it was at. Under torchrun, several
-    processes share the scans, and the GPUs if those are fewer.
+    Without --R: for 4, 6, 8 and 10. An interrupted run goes on with the slice it was at. Several processes share the
+    scans, and the GPUs if those are fewer.
     """
+    become(process_count)
     recipe = load_recipe(recipe_name, samples, prior_file)
     if not recipe.draws:
         raise MrgenError(f"recipe {recipe_name!r} draws no samples: there is no spread to calibrate")

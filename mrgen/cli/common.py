@@ -32,6 +32,9 @@ Samples = Annotated[int | None, typer.Option(min=2, help="Posterior samples; wit
 Slices = Annotated[str | None, typer.Option(metavar="A:B", help="Only the slices A to B - 1.")]
 ScanFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Scans to learn from.")]
 ProtocolName = Annotated[str, typer.Option("--protocol", help="A protocol's name, or a .toml file of your own.")]
+ProcessCount = Annotated[
+    int, typer.Option("--processes", min=1, metavar="N", help="Share the work among N processes, as torchrun does.")
+]
 NewPrior = Annotated[Path, typer.Option("--out", "-o", help="The prior to write, .safetensors.")]
 
 
@@ -49,6 +52,25 @@ class Device(StrEnum):
         if self is Device.auto:
             return "cuda" if torch.cuda.is_available() else "cpu"
         return self.value
+
+
+def become(count: int) -> None:
+    """So many processes by torchrun, which run this very command; nothing where they run it already, or it is one.
+
+    Each has its share of the CPU's threads, if OMP_NUM_THREADS says nothing else.
+    """
+    if count == 1 or "WORLD_SIZE" in os.environ:
+        return
+    given, command = iter(sys.argv[1:]), []
+    for argument in given:
+        if argument == "--processes":
+            next(given)
+        elif not argument.startswith("--processes="):
+            command.append(argument)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // count)))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    sys.stdout.flush()
+    os.execv(sys.executable, [*torchrun, "-m", "--", "mrgen.cli", *command])
 
 
 def join_for_scans(device: Device) -> Processes:

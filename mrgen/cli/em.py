@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mrgen.cli.common import Device, NewPrior, OnDevice, ProtocolName, ScanFolder
+from mrgen.cli.common import Device, NewPrior, OnDevice, ProcessCount, ProtocolName, ScanFolder, become
 from mrgen.errors import MrgenError
 from mrgen.posterior.em import network_steps
 from mrgen.prior.cache import alone
@@ -49,8 +49,10 @@ def em(
     cache: Annotated[
         Path | None, typer.Option(help="Folder for prepared slices, to share; without it, 'cache' in the work folder.")
     ] = None,
+    process_count: ProcessCount = 1,
 ) -> None:
     """Better a prior by EM: draw posterior samples of the scans, learn from them, and again."""
+    become(process_count)
     protocol, target = load(Protocol, protocol_name), device.resolve()
     steps, settings = network_steps(protocol, target, typer.echo, diffem)
     if out.suffix != ".safetensors":

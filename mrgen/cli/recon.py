@@ -19,9 +19,11 @@ from mrgen.cli.common import (
     Device,
     OnDevice,
     PriorFile,
+    ProcessCount,
     RecipeName,
     Samples,
     Slices,
+    become,
     interruptible,
     join_for_scans,
     progress_on_stderr,
@@ -273,11 +275,13 @@ def recon(
         bool, typer.Option(help="Go on from the slices that an interrupted run has left, and skip finished scans.")
     ] = True,
     device: OnDevice = Device.auto,
+    process_count: ProcessCount = 1,
 ) -> None:
     """Reconstruct scans: posterior mean and spread, beside zero-filled and L1-wavelet images.
 
-    Under torchrun, several processes share the scans, or the slices of a single one, and the GPUs if those are fewer.
+    Several processes share the scans, or the slices of a single one, and the GPUs if those are fewer.
     """
+    become(process_count)
     save_samples |= dicom_samples
     recipe = load_recipe(recipe_name, samples, prior_file, save_samples)
     exports = chosen_exports(formats, reference_dicom, patient_id, study_uid, dicom_samples, flag, overlay)

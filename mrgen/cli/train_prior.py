@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mrgen.cli.common import Device, NewPrior, OnDevice, ProtocolName, ScanFolder
+from mrgen.cli.common import Device, NewPrior, OnDevice, ProcessCount, ProtocolName, ScanFolder, become
 from mrgen.errors import MrgenError
 from mrgen.posterior.samplers import noise_levels
 from mrgen.posterior.unconditional import LEVELS, unconditional_samples
@@ -43,11 +43,13 @@ def train_prior(
             help=f"Try a few updates on the {DRY_SCANS} largest scans: print memory, speed and time, write nothing.",
         ),
     ] = False,
+    process_count: ProcessCount = 1,
 ) -> None:
     """Learn a prior from undersampled, noisy scans; fully sampled ones are undersampled by the protocol first.
 
-    Under torchrun, several processes share the preparation and the training, each on a GPU of its own.
+    Several processes share the preparation and the training, each on a GPU of its own.
     """
+    become(process_count)
     protocol, target = load(Protocol, protocol_name), local_device(device.resolve())
     if out.suffix != ".safetensors":
         raise MrgenError(f"-o {out.name}: expected a name that ends in .safetensors")
