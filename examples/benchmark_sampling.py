@@ -29,6 +29,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from mrgen.physics.fourier import ifft2c
 from mrgen.physics.masks import fastmri_rng, sampling_mask
+from mrgen.posterior.antithetic import moments
 from mrgen.posterior.reconstruct import posterior_samples
 from mrgen.prior.files import Prior, bundled_prior, load_prior
 from mrgen.review.metrics import best_scale, psnr_fit, spread_scores
@@ -72,7 +73,8 @@ def row(
     mean, reference, covered = images.mean(0).numpy(force=True), truth.numpy(), ""
     if len(images) > 1:
         fit = best_scale(mean, reference)
-        found = spread_scores(fit * mean, fit * images.std(0).numpy(force=True), reference)
+        std = moments(images, recipe.antithetic)[1].sqrt().numpy(force=True)
+        found = spread_scores(fit * mean, fit * std, reference)
         covered = f"{found['coverage']:.0%}"
     calls = f"{counted.calls / len(images):.0f}"
     print(f"| {name} | {took} | {calls} | {psnr_fit(mean, reference):.2f} | {covered} | {peak} |", flush=True)

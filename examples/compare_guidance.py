@@ -29,6 +29,7 @@ from torch import Tensor
 
 from mrgen.errors import MrgenError
 from mrgen.physics.fourier import centre_crop
+from mrgen.posterior.antithetic import moments
 from mrgen.posterior.baselines import cg_sense
 from mrgen.posterior.proximal import Proximal
 from mrgen.posterior.reconstruct import posterior_samples
@@ -90,7 +91,7 @@ def row(slice_: Slice, reference: Tensor, prior: Prior, recipe: Recipe, seed: in
     return {
         "mean": psnr_fit(samples.mean(0).numpy(force=True), target),
         "single": sum(psnr_fit(s.numpy(force=True), target) for s in samples) / len(samples),
-        "spread": float(samples.std(0)[support].mean()),
+        "spread": float(moments(samples, recipe.antithetic)[1].sqrt()[support].mean()),
         "calls": counted.calls / len(samples),
         "backward": counted.backward / len(samples),
         "seconds": seconds,

@@ -20,7 +20,7 @@ scan has. Columns:
                 others in place of all, which is what the spread itself expects, however right or wrong it is
     region      Spearman's correlation of local rms values of error and std, in a Gaussian window of std 2 pixels
     AUSE        area under the sparsification error; own: as for rank
-    rms         rms error over rms std, times 1 / sqrt(1 + 1/n): 1 if the spread is right
+    rms         rms error over what std and the error of the mean predict: 1 if the spread is right
     withheld    the same from withheld lines, without ground truth (mrgen.posterior.check)
 
 `--acs 24` takes coil maps from as many lines at the centre of the full scan in place of those that the mask keeps.
@@ -46,6 +46,7 @@ from torch import Tensor
 from train_bundled_prior import FIRST_VALIDATION_SUBJECT, TEMPLATE, Head, coil_images, simulate_scan
 
 from mrgen.physics.masks import sampling_mask
+from mrgen.posterior.antithetic import moments
 from mrgen.posterior.check import check_withheld
 from mrgen.posterior.reconstruct import draw
 from mrgen.prior.files import Prior, load_prior
@@ -123,24 +124,28 @@ def measure(slice_: Slice, truth: Array, prior: Prior, recipe: Recipe, generator
     assert slice_.reference is not None
     inside, n = body(truth), recipe.samples
     images = samples.abs().numpy(force=True).astype(np.float64)
-    local = [local_rms(v, inside, WINDOW) for v in (images.mean(0) - truth, images.std(0, ddof=1))]
     magnitudes = images[:, inside]
-    mean, std = magnitudes.mean(0), magnitudes.std(0, ddof=1)
+    whole, variance, of_mean = (m.numpy() for m in moments(torch.from_numpy(images), recipe.antithetic))
+    local = [local_rms(v, inside, WINDOW) for v in (whole - truth, np.sqrt(variance))]
+    mean, std = whole[inside], np.sqrt(variance[inside])
     error, noisy = abs(mean - truth[inside]), abs(mean - slice_.reference.numpy(force=True)[inside])
-    others = [np.delete(magnitudes, i, axis=0) for i in range(n)]
-    own = [(abs(m - o.mean(0)), o.std(0, ddof=1)) for m, o in zip(magnitudes, others, strict=True)]
+    own = []
+    for i, one in enumerate(magnitudes):
+        others = np.delete(magnitudes, [i, i ^ 1] if recipe.antithetic else i, axis=0)
+        centre, square, _ = moments(torch.from_numpy(others), recipe.antithetic)
+        own.append((abs(one - centre.numpy()), square.sqrt().numpy()))
     return {
         "sigma0": slice_.sigma0,
         "lines": int(slice_.mask.sum()),
         "rmse": math.sqrt((error**2).mean()),
         "before": coverage(error, std, GAUSSIAN),
-        "exact": coverage(error, std, exact_factor(n, SHARE)),
+        "exact": coverage(error, std, exact_factor(n, SHARE, recipe.antithetic)),
         "rank": rank_correlation(error, std),
         "rank_own": float(np.mean([rank_correlation(e, s) for e, s in own])),
         "region": rank_correlation(*local),
         "ause": ause(error, std),
         "ause_own": float(np.mean([ause(e, s) for e, s in own])),
-        "rms": math.sqrt((error**2).mean() / (std**2).mean() / (1 + 1 / n)),
+        "rms": math.sqrt((error**2).mean() / (variance + of_mean)[inside].mean()),
         "withheld": None if check is None else check["ratio"],
         "relative": relative_error(error, std),
         "relative_noisy": relative_error(noisy, std),

@@ -161,6 +161,7 @@ class Recipe(Settings):
     grid: Literal["karras", "log", "cosine"] = Field("karras", description="how the noise levels are spaced")
     steps: int = Field(20, ge=2, description="noise levels")
     samples: int = Field(8, ge=2, description="posterior samples per slice")
+    antithetic: bool = Field(False, description="whether samples come in pairs whose noise has opposite signs")
     sigma_max: float = Field(5.0, gt=0, description="noise level where posterior and pnp start, scaled image units")
     sigma_max_sets: float | None = Field(
         None, gt=0, description="sigma_max of posterior with several sets of coil maps"
@@ -187,6 +188,13 @@ class Recipe(Settings):
     def learned(self) -> bool:
         """Whether it needs a prior."""
         return self.method in ("posterior", "pnp", "red")
+
+    @field_validator("antithetic")
+    @classmethod
+    def _make_pairs(cls, antithetic: bool, info: ValidationInfo) -> bool:
+        if antithetic and (odd := info.data.get("samples", 0)) % 2:
+            raise ValueError(f"antithetic samples come in pairs: expected an even number of samples, found {odd}")
+        return antithetic
 
     @field_validator("sampler")
     @classmethod

@@ -55,7 +55,7 @@ def full(write_scan, phantom, header) -> Path:
 
 
 @pytest.mark.parametrize("given", [["--processes", 3], ["--processes=3"]])
-def test_a_command_becomes_several_processes(mrgen, monkeypatch, given):
+def test_a_command_becomes_several_processes(mrgen, tmp_path, monkeypatch, given):
     become = []
 
     def execute(program, arguments):
@@ -66,6 +66,11 @@ def test_a_command_becomes_several_processes(mrgen, monkeypatch, given):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scans").mkdir()
+    missing = mrgen("recon", *given, "a.h5", "--R", 8, "-o", "out")
+    assert missing[2] == "mrgen: error: no such file: a.h5\n"  # told once, by who becomes none
+    (tmp_path / "a.h5").touch()
     for name, rest in (
         ("recon", ["a.h5", "--R", "8", "-o", "out"]),
         ("calibrate", ["a.h5", "-o", "c.json"]),
@@ -75,8 +80,9 @@ def test_a_command_becomes_several_processes(mrgen, monkeypatch, given):
         assert mrgen(name, *given, *rest)[0] == 0
         assert become.pop() == [*torchrun, "-m", "--", "mrgen.cli", name, *rest]
     common.become(1)
-    monkeypatch.setenv("WORLD_SIZE", "3")  # it has become one of them
-    common.become(3)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(MrgenError, match=r"--processes 3: torchrun .* leave it out"):
+        common.become(3)
     assert not become
 
 

@@ -85,7 +85,6 @@ def test_processes_share_the_scans_of_a_calibration(mrgen, start, heads, recipe,
     assert process.returncode == 0, text
     done = re.findall(r"\[(\d)\] R = (\d), head(\d)\.h5: reconstructed", text)
     assert sorted(of for _, *of in done) == [[r, head] for r in "23" for head in "012"]
-    assert {process for process, *_ in done} == {"0", "1"}
     assert text.count("wrote   ") == text.count("diagnostic use") == 1
     assert not list(tmp_path.glob(".*partial"))
     assert mrgen(*arguments, "-o", tmp_path / "one.json")[0] == 0

@@ -319,7 +319,6 @@ def test_processes_share_the_scans(start, scan, posterior, mrgen, tmp_path):
     assert process.returncode == 1, text
     scans = re.findall(r"\[(\d)\] scan    (\w)\.h5", text)
     assert sorted(name for _, name in scans) == ["a", "c", "d", "e"]
-    assert {process for process, _ in scans} == {"0", "1"}
     assert text.count("] wrote") == 4 * 6
     assert text.count("Not for diagnostic use") == 1
     assert "] failed  b.h5: b.h5: a file of unknown kind" in text

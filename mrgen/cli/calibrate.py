@@ -97,7 +97,6 @@ def calibrate(
     Without --R: for 4, 6, 8 and 10. An interrupted run goes on with the slice it was at. Several processes share the
     scans, and the GPUs if those are fewer.
     """
-    become(process_count)
     recipe = load_recipe(recipe_name, samples, prior_file)
     if not recipe.draws:
         raise MrgenError(f"recipe {recipe_name!r} draws no samples: there is no spread to calibrate")
@@ -105,6 +104,7 @@ def calibrate(
         raise MrgenError(f"--coverage {share:g}: expected a number between 0 and 1")
     refuse_namesakes(scan_files)
     prepare_output_dir(out.parent)
+    become(process_count, scan_files)
     processes = join_for_scans(device)
     target, prefix = processes.device, processes.prefix
     prior = load_prior(prior_file or bundled_prior(), target) if recipe.learned else None

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from enum import StrEnum
@@ -54,13 +54,19 @@ class Device(StrEnum):
         return self.value
 
 
-def become(count: int) -> None:
-    """So many processes by torchrun, which run this very command; nothing where they run it already, or it is one.
+def become(count: int, files: Iterable[Path] = ()) -> None:
+    """So many processes by torchrun, which run this very command, or nothing where one is enough.
 
-    Each has its share of the CPU's threads, if OMP_NUM_THREADS says nothing else.
+    Each has its share of the CPU's threads, if OMP_NUM_THREADS says nothing else. Raises MrgenError for `files` that
+    are missing, which otherwise each would tell, and in a process of torchrun.
     """
-    if count == 1 or "WORLD_SIZE" in os.environ:
+    if count == 1:
         return
+    if "WORLD_SIZE" in os.environ:
+        raise MrgenError(f"--processes {count}: torchrun (WORLD_SIZE is set) says how many there are; leave it out")
+    for file in files:
+        if not file.exists():
+            raise MrgenError(f"no such file: {file}")
     given, command = iter(sys.argv[1:]), []
     for argument in given:
         if argument == "--processes":

@@ -52,13 +52,13 @@ def em(
     process_count: ProcessCount = 1,
 ) -> None:
     """Better a prior by EM: draw posterior samples of the scans, learn from them, and again."""
-    become(process_count)
     protocol, target = load(Protocol, protocol_name), device.resolve()
     steps, settings = network_steps(protocol, target, typer.echo, diffem)
     if out.suffix != ".safetensors":
         raise MrgenError(f"-o {out.name}: expected a name that ends in .safetensors")
     if not folder.is_dir():
         raise MrgenError(f"{folder} is not a folder, expected one with scans")
+    become(process_count)
     prepare_output_dir(out.parent)
     prepare_output_dir(work)
     data = TrainingSet.from_folder(folder, protocol, cache or work / "cache", device=target)

@@ -124,6 +124,8 @@ def load_recipe(name: str, samples: int | None, prior: Path | None, save_samples
         raise MrgenError(f"recipe {name!r} draws no samples: leave out --save-samples and --dicom-samples")
     if prior is not None and not recipe.learned:
         raise MrgenError(f"recipe {name!r} uses no prior: leave out --prior")
+    if recipe.antithetic and (samples or 0) % 2:
+        raise MrgenError(f"--samples {samples}: expected an even number, as recipe {name!r} draws antithetic pairs")
     return recipe if samples is None else recipe.model_copy(update={"samples": samples})
 
 
@@ -186,7 +188,8 @@ def _reconstruct(scan_file: Path, out: Path, plan: _Plan, skip_finished: bool, p
         figures = [f"PSNR {s['psnr_fit']:5.2f} dB, SSIM {s['ssim_fit']:.4f}" for s in (score, of_rss[name])]
         say(f"{label(name, run.samples):<24}{'    '.join(figures)}")
     if run.samples is not None:
-        for line in [*spread_lines(run.samples, result.calibration), *check_lines(result.checks)]:
+        spread = spread_lines(run.samples, run.recipe.antithetic, result.calibration)
+        for line in [*spread, *check_lines(result.checks)]:
             say(line)
     for path in paths:
         say(f"wrote   {path}")
@@ -281,7 +284,6 @@ def recon(
 
     Several processes share the scans, or the slices of a single one, and the GPUs if those are fewer.
     """
-    become(process_count)
     save_samples |= dicom_samples
     recipe = load_recipe(recipe_name, samples, prior_file, save_samples)
     exports = chosen_exports(formats, reference_dicom, patient_id, study_uid, dicom_samples, flag, overlay)
@@ -295,6 +297,7 @@ def recon(
         raise MrgenError(f"recipe {recipe_name!r} draws no samples: leave out --overlay")
     intervals = None if interval_file is None else read_calibration(interval_file)
     refuse_namesakes(scan_files)
+    become(process_count, scan_files)
     processes = join_for_scans(device)
     target, prefix, count = processes.device, processes.prefix, 0
     with interruptible(f"{prefix}the reconstruction"):

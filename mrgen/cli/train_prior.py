@@ -49,12 +49,12 @@ def train_prior(
 
     Several processes share the preparation and the training, each on a GPU of its own.
     """
-    become(process_count)
     protocol, target = load(Protocol, protocol_name), local_device(device.resolve())
     if out.suffix != ".safetensors":
         raise MrgenError(f"-o {out.name}: expected a name that ends in .safetensors")
     if not folder.is_dir():
         raise MrgenError(f"{folder} is not a folder, expected one with scans")
+    become(process_count)
     report = typer.echo if is_first() else silent
     if dry_run:
         with TemporaryDirectory() as temporary:

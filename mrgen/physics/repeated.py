@@ -45,17 +45,21 @@ def repeated(step: Callable[..., State], state: State, numbers: Tensor) -> State
         _recorders[device] = _Recorder(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
     recorder, main = _recorders[device], torch.cuda.current_stream(device)
     recorder.stream.wait_stream(main)
+    again: Callable[[], None] = graph.replay
     with torch.cuda.stream(recorder.stream):
         move()  # in which libraries choose what they do
-        # not torch.cuda.graph, which gives all free memory back first
-        graph.capture_begin(recorder.pool, capture_error_mode="thread_local")
-        try:
-            move()
-        finally:
-            graph.capture_end()
-    recorder.last = graph
+        try:  # not torch.cuda.graph, which gives all free memory back first
+            graph.capture_begin(recorder.pool, capture_error_mode="thread_local")
+            try:
+                move()
+            finally:
+                graph.capture_end()
+            recorder.last = graph
+        except torch.OutOfMemoryError:  # a recording cannot use memory that others have given back
+            del _recorders[device]
+            again = move
     main.wait_stream(recorder.stream)
     for value in numbers[1:]:
         number.copy_(value)
-        graph.replay()
+        again()
     return places

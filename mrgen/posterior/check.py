@@ -3,10 +3,12 @@
 Withheld lines. Some acquired lines outside the centre are withheld, n samples x_i are drawn without them, and their
 spread is held against the error of their mean m at these lines w (mrgen.prior.heldout):
 
-    ratio^2 = sum_w |y_w - (A m)_w|^2 / sum_w ((1 + 1/n) v_w + sigma0^2),   v = unbiased variance over i of A x_i
+    ratio^2 = sum_w |y_w - (A m)_w|^2 / sum_w (v_w + v_w / n + sigma0^2),   v = unbiased variance over i of A x_i
 
 is 1 if the spread is right, however few the samples, as the two sums have equal expectations; 2 says that errors are
-twice what the spread predicts. It is a ratio of sums over blocks b of k-space, a_b / v_b in short, of standard error
+twice what the spread predicts. For v / n stands the variance of the mean of antithetic samples where they are such
+(mrgen.posterior.antithetic), of which a single pair tells nothing: it is taken for 0. The square is a ratio of sums
+over blocks b of k-space, a_b / v_b in short, of standard error
 
     sqrt(B / (B - 1) sum_b (a_b - ratio^2 v_b)^2) / sum_b v_b        (of ratio^2)
 
@@ -35,6 +37,7 @@ import torch
 from torch import Tensor
 
 from mrgen.physics.cg import conjugate_gradient
+from mrgen.posterior.antithetic import moments
 from mrgen.posterior.regularisation import discrepancy
 from mrgen.prior.heldout import withhold
 from mrgen.scans.scan import Slice
@@ -55,14 +58,13 @@ class Ratio:
     lines: int  # withheld, or points where the mask is one of points
 
 
-def withheld_ratio(slice_: Slice, withheld: Tensor, samples: Tensor) -> Ratio:
+def withheld_ratio(slice_: Slice, withheld: Tensor, samples: Tensor, antithetic: bool = False) -> Ratio:
     """`samples` (n, y, x), complex, drawn without `withheld` (kx,) or (ky, kx), against all of `slice_`."""
-    n = len(samples)
     predicted = slice_.operator(torch.ones_like(slice_.mask)).forward(samples)
-    mean, variance = predicted.mean(0), predicted.var(0)
+    mean, variance, of_mean = moments(predicted, antithetic)
     wanted = withheld.expand(slice_.kspace.shape[-2:]) > 0
     error = (slice_.kspace - mean).abs().square().sum(0)[wanted]
-    expected = ((1 + 1 / n) * variance + slice_.sigma0**2).sum(0)[wanted]
+    expected = (variance + of_mean + slice_.sigma0**2).sum(0)[wanted]
     a, v = (torch.stack([part.sum() for part in values.tensor_split(BLOCKS)]).double() for values in (error, expected))
     square = a.sum() / v.sum()
     deviation = ((a - square * v).square().sum() * BLOCKS / (BLOCKS - 1)).sqrt() / v.sum()
@@ -70,7 +72,7 @@ def withheld_ratio(slice_: Slice, withheld: Tensor, samples: Tensor) -> Ratio:
 
 
 def check_withheld(
-    slice_: Slice, draw: Callable[[Slice, int], Tensor], generator: torch.Generator
+    slice_: Slice, draw: Callable[[Slice, int], Tensor], generator: torch.Generator, antithetic: bool = False
 ) -> dict[str, Any] | None:
     """The ratio above with samples by `draw` (slice, n) -> (n, y, x), ready for JSON; None without a line to withhold.
 
@@ -80,7 +82,7 @@ def check_withheld(
         given, withheld = withhold(slice_, SHARE, generator)
     except ValueError:
         return None
-    found = withheld_ratio(slice_, withheld, draw(given, SAMPLES))
+    found = withheld_ratio(slice_, withheld, draw(given, SAMPLES), antithetic)
     return {"ratio": found.ratio, "standard_error": found.standard_error, "lines": found.lines}
 
 

@@ -1,7 +1,8 @@
 """The random numbers of a posterior sample: the same whatever is drawn beside it, on any device.
 
 Number j of draw d is a function of (key, d, j) alone, and the first axis of a draw is the samples, so that how many
-there are does not matter to one of them. With h(key, d) the first 64 bits of a SHA-256 and m the mixing function of
+there are does not matter to one of them. In antithetic pairs that axis counts pairs, and the second sample of each has
+the numbers of the first with the other sign. With h(key, d) the first 64 bits of a SHA-256 and m the mixing function of
 SplitMix64 (Steele, Lea and Flood 2014, doi 10.1145/2660193.2660195),
 
     z_j = m(h + (j + 1) g mod 2^64),   g = 0x9E3779B97F4A7C15,
@@ -56,7 +57,8 @@ def complex_normal(bits: Tensor) -> Tensor:
 class DrawPerSample(Draws):
     """Draws as above: complex64 noise, and whole numbers; the key is drawn of `generator`."""
 
-    def __init__(self, generator: torch.Generator) -> None:
+    def __init__(self, generator: torch.Generator, antithetic: bool = False) -> None:
+        self.antithetic = antithetic
         self.key = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         self.draws = 0
 
@@ -67,11 +69,14 @@ class DrawPerSample(Draws):
 
     def normal(self, shape: Sequence[int], columns: Tensor | slice, dtype: torch.dtype, device: torch.device) -> Tensor:
         assert dtype == torch.complex64, f"{dtype} noise of a sample"
-        n = shape[-1]
+        samples, n = shape[0], shape[-1]
+        if self.antithetic:
+            shape = (-(-samples // 2), *shape[1:])
         of_row = torch.arange(n, device=device)[columns]
         rows = torch.arange(math.prod(shape[:-1]), device=device)
         numbers = (n * rows[:, None] + of_row).reshape(*shape[:-1], -1)
-        return complex_normal(random_bits(self._seed(), numbers))
+        drawn = complex_normal(random_bits(self._seed(), numbers))
+        return torch.stack([drawn, -drawn], dim=1).flatten(0, 1)[:samples] if self.antithetic else drawn
 
     def integers(self, high: int, count: int) -> Tensor:
         bits = random_bits(self._seed(), torch.arange(count))

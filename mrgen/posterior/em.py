@@ -59,7 +59,7 @@ def network_steps(
     """
     if device != "cpu" and (own := local_device(device)) != device:
         torch.cuda.set_device(own)
-    recipe = load(Recipe, protocol.em.recipe)
+    recipe = load(Recipe, protocol.em.recipe).model_copy(update={"antithetic": False})  # no mean of them is wanted
     if recipe.method != "posterior":
         raise MrgenError(f"recipe {protocol.em.recipe!r} draws no samples: name a posterior recipe in [em] recipe")
     network = protocol.network.model_copy(update={"condition": diffem})

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mrgen.errors import MrgenError
+from mrgen.posterior.antithetic import moments
 from mrgen.posterior.baselines import cg_sense, l1_wavelet, total_variation, zero_filled
 from mrgen.posterior.batch import Batch
 from mrgen.posterior.check import audit, check_withheld
@@ -99,7 +100,7 @@ def posterior_samples(
     highest = recipe.highest(slice_.sets)
     _refuse_unfit(prior, recipe, "sigma_max" if highest == recipe.sigma_max else "sigma_max_sets")
     device = slice_.kspace.device
-    batch, draws = batch or Batch.on(device), DrawPerSample(generator)
+    batch, draws = batch or Batch.on(device), DrawPerSample(generator, recipe.antithetic)
     evaluations = 2 * recipe.steps - 1 if recipe.sampler == "heun" else recipe.steps
     probes = recipe.guidance == "proximal" and recipe.covariance == "local"
     total = evaluations * slice_.sets * (probes + recipe.samples * max(1, recipe.ensemble))
@@ -153,7 +154,8 @@ def draw(
 ) -> Tensor:
     """Complex samples (n, y, x) of a recipe that draws; the arguments are those of `posterior_samples`."""
     if recipe.method == "gaussian":
-        return gaussian_posterior(slice_, recipe.samples, recipe.cg_iterations, DrawPerSample(generator))
+        draws = DrawPerSample(generator, recipe.antithetic)
+        return gaussian_posterior(slice_, recipe.samples, recipe.cg_iterations, draws)
     assert prior is not None
     return posterior_samples(slice_, prior, recipe, generator, progress, batch)
 
@@ -190,9 +192,10 @@ def reconstruct(
             def again(given: Slice, n: int) -> Tensor:
                 return draw(given, prior, recipe.model_copy(update={"samples": n}), generator, None, batch)
 
-            checks["withheld"] = check_withheld(slice_, again, generator)
+            checks["withheld"] = check_withheld(slice_, again, generator, recipe.antithetic)
         found = slice_.magnitude(samples)
-        return Reconstruction(found.mean(0), found.std(0), found, zero, baselines, {}, null_space, checks)
+        mean, variance, _ = moments(found, recipe.antithetic)
+        return Reconstruction(mean, variance.sqrt(), found, zero, baselines, {}, null_space, checks)
     image, facts = regularised(slice_, prior, recipe, progress)
     return Reconstruction(slice_.magnitude(image), None, None, zero, {}, facts)
 

@@ -1,7 +1,7 @@
 """Several processes under torchrun, on one machine or many: what they have to agree on.
 
 Each process computes its share of a batch (`TrainingSet.shares`); DistributedDataParallel averages their gradients, so
-that all make the same update of the same weights. Only the first process writes and speaks.
+that all make the same update of the same weights. In training only the first process writes and speaks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PATIENCE = timedelta(minutes=10)  # how long a process waits for the others befo
 def local_device(device: str, in_turn: bool = False) -> str:
     """The device of this process: under torchrun, each on a machine has a GPU of its own. Raises MrgenError.
 
-    With `in_turn` several may share one, as they go through the GPUs again and again.
+    With `in_turn` several may share one: process r takes the GPU of number r modulo how many there are.
     """
     if device != "cuda" or "LOCAL_RANK" not in os.environ:
         return device
@@ -119,12 +119,16 @@ class Processes:
         return torch.equal(both[: len(mine)], -both[len(mine) :])
 
     def share(self, items: Sequence[Item]) -> Iterator[Item]:
-        """The `items`, of which all processes have the same, divided among them: each gives the next to who asks."""
+        """The `items`, of which all processes have the same list: a process takes the next one whenever it asks."""
         if self.store is None:
             yield from items
             return
         name = f"mrgen shared {next(self.shared)}"
-        while (number := self.store.add(name, 1) - 1) < len(items):
+        while True:
+            with self._together():
+                number = self.store.add(name, 1) - 1
+            if number >= len(items):
+                return
             yield items[number]
 
     def wait(self) -> None:

@@ -159,5 +159,9 @@ class Frozen:
             return self.network(images, c_noise)  # type: ignore[no-any-return]
         if shape not in self.recordings:
             self.pool = self.pool or torch.cuda.graph_pool_handle()
-            self.recordings[shape] = _Pass(self.network, images, c_noise, self.pool)
+            try:
+                self.recordings[shape] = _Pass(self.network, images, c_noise, self.pool)
+            except torch.OutOfMemoryError:
+                self.recordings.clear()  # whose memory is then there for fewer images
+                raise
         return self.recordings[shape](images, c_noise)

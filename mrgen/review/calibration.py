@@ -149,7 +149,7 @@ def score_result(result: Result, share: float) -> Scored:
         len(image),
         result.acceleration,
         float((relative <= ndtri((1 + share) / 2)).mean()),
-        float((relative <= exact_factor(result.samples, share)).mean()),
+        float((relative <= exact_factor(result.samples, share, result.antithetic)).mean()),
         figures["rank_correlation"],
         figures["ause"],
         result.map_sets,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mrgen.review.metrics import Array, best_scale
+from mrgen.review.uncertainty import std_sampling_error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,9 +26,9 @@ def label(name: str, samples: int | None) -> str:
     return _LABELS.get(name, name)
 
 
-def spread_title(samples: int) -> str:
-    """Title of the std map with the relative sampling error of the std of n samples, 1 / sqrt(2 (n - 1))."""
-    return f"std of n = {samples} samples\n(± {100 / np.sqrt(2 * (samples - 1)):.0f} % sampling error)"
+def spread_title(samples: int, antithetic: bool) -> str:
+    """Title of the std map with the relative sampling error of the std of n samples."""
+    return f"std of n = {samples} samples\n(± {100 * std_sampling_error(samples, antithetic):.0f} % sampling error)"
 
 
 def _show(figure: Figure, axes: Axes, image: Array, title: str, *, top: float, cmap: str = "gray") -> None:
@@ -43,6 +44,7 @@ def save_figure(
     images: Mapping[str, Array],
     std: Array | None,
     samples: int | None,
+    antithetic: bool = False,
     reference: Array | None,
     scores: Mapping[str, Mapping[str, float]],
     mask: Array,
@@ -50,7 +52,8 @@ def save_figure(
 ) -> None:
     """Write a PNG of one slice.
 
-    `images` (y, x) by name, the last one being the reconstruction, `std` (y, x) of its `samples` samples and the
+    `images` (y, x) by name, the last one being the reconstruction, `std` (y, x) of its `samples` samples, which may
+    be `antithetic`, and the
     `reference` (y, x) share one unit; `scores` holds psnr_fit and ssim_fit by image name; `mask` is (kx,) or (ky, kx).
     All grey panels share one window, from 0 to the 99.8th percentile of the reference (without one: of the
     reconstruction). The error is that of the reconstruction after the best scalar fit.
@@ -68,7 +71,7 @@ def save_figure(
         panels.append((image, label(name, samples) + text, {"top": top}))
     if std is not None and samples is not None:
         spread = {"top": float(np.percentile(std, 99.8)), "cmap": "inferno"}
-        panels.append((std, spread_title(samples), spread))
+        panels.append((std, spread_title(samples, antithetic), spread))
     if reference is not None:
         error = np.abs(best_scale(images[final], reference) * images[final] - reference)
         panels.append(

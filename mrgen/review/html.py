@@ -71,10 +71,10 @@ def write_html(path: Path, stored: Stored, placement: Placement, name: str) -> N
     path.write_text(text, encoding="utf-8")
 
 
-def map_label(name: str, samples: int | None) -> str:
+def map_label(name: str, samples: int | None, antithetic: bool) -> str:
     """What a reader sees for an image's or a map's name."""
     if name == "std" and samples is not None:
-        return f"std map, n = {samples} (± {100 * std_sampling_error(samples):.0f} %)"
+        return f"std map, n = {samples} (± {100 * std_sampling_error(samples, antithetic):.0f} %)"
     return "not measured (null space)" if name == "null_space" else label(name, samples)
 
 
@@ -126,14 +126,19 @@ def _facts(stored: Stored, held: Held) -> dict[str, Any]:
     there = {key.rpartition("-")[0] for key in held.blocks}
     largest = held.tops["reconstruction" if reference is None else "reference"]
     layers: list[dict[str, Any]] = [
-        {"id": name, "label": map_label(name, stored.samples), "map": name in MAPS, "step": held.steps[name]}
-        | {"top": held.tops[name]}
+        {"id": name, "label": map_label(name, stored.samples, stored.antithetic), "map": name in MAPS}
+        | {"step": held.steps[name], "top": held.tops[name]}
         for name in SHOWN
         if name in there
     ]
     samples, fit = None, None
     if SAMPLES in there:
-        samples = {"count": stored.samples, "step": COARSE * held.steps["reconstruction"], "ratio": COARSE}
+        samples = {
+            "count": stored.samples,
+            "antithetic": stored.antithetic,
+            "step": COARSE * held.steps["reconstruction"],
+            "ratio": COARSE,
+        }
         layers.insert(1, {"id": "sample", "label": "sample", "map": False, "top": largest})
     if reference is not None and "reference" in there:
         fit = [best_scale(image, truth) for image, truth in zip(mean, reference, strict=True)]

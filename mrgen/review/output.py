@@ -90,6 +90,11 @@ class Result:
     geometry_from: str | None = None  # what the images are placed by in the other formats; None: the raw data
 
     @property
+    def antithetic(self) -> bool:
+        """Whether samples 0 and 1, 2 and 3, ... are pairs with noise of opposite signs."""
+        return bool(self.recipe.get("antithetic"))
+
+    @property
     def acceleration(self) -> float:
         """R as achieved: lines (points) that are not zero-filled over those sampled."""
         return achieved_acceleration(torch.from_numpy(self.mask), self.zero_filled)
@@ -229,7 +234,7 @@ def _report(result: Result) -> dict[str, Any]:
         "identity": result.identity,
     }
     if result.samples is not None:
-        report["std_relative_sampling_error"] = std_sampling_error(result.samples)
+        report["std_relative_sampling_error"] = std_sampling_error(result.samples, result.antithetic)
         report["interval"] = result.calibration
         report["checks"] = {"definitions": CHECKS, "slices": result.checks}
     if result.reference is not None:
@@ -259,6 +264,7 @@ def _write_figure(path: Path, result: Result) -> None:
         images={name: image[i] for name, image in result.images.items()},
         std=None if result.std is None else result.std[i],
         samples=result.samples,
+        antithetic=result.antithetic,
         reference=None if result.reference is None else result.reference[i],
         scores=result.slice_scores[i],
         mask=result.mask,

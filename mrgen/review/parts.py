@@ -85,13 +85,14 @@ def partial_slices(
     parts = Parts(out_dir / f".{stem}.partial")
     with ExitStack() as stack:
         if processes.rank == 0:
-            stack.enter_context(_claimed(parts, f"{stem} in {out_dir}", identity, resume))
+            keep = processes.count > 1  # as others may finish a slice after this one has failed
+            stack.enter_context(_claimed(parts, f"{stem} in {out_dir}", identity, resume, keep))
         processes.wait()
         yield parts
 
 
 @contextmanager
-def _claimed(parts: Parts, what: str, identity: dict[str, Any], resume: bool) -> Iterator[None]:
+def _claimed(parts: Parts, what: str, identity: dict[str, Any], resume: bool, keep: bool) -> Iterator[None]:
     parts.folder.mkdir(exist_ok=True)
     lock = FileLock(parts.folder / "lock")
     try:
@@ -102,7 +103,7 @@ def _claimed(parts: Parts, what: str, identity: dict[str, Any], resume: bool) ->
         _claim(parts, identity, resume)
         yield
     finally:
-        if not parts:
+        if not parts and not keep:
             parts.remove()
         lock.release()
 

@@ -197,15 +197,15 @@ def _naming(index: int) -> Iterator[None]:
         raise MrgenError(f"slice {index}: {error}") from error
     except torch.OutOfMemoryError as error:
         raise MrgenError(
-            f"slice {index}: the device has not enough free memory: lower --samples, compress the coils with "
-            "--coils, or take a larger device, or --device cpu"
+            f"slice {index}: the device has not enough free memory: lower --samples or --processes, compress "
+            "the coils with --coils, or take a larger device, or --device cpu"
         ) from error
 
 
 def gather(run: Run, parts: Parts, resumed: int, say: Callable[[str], None]) -> Result:
     """The result of all slices of a run, read from `parts`, where `resumed` of them were before it began.
 
-    That alone fills memory.
+    Its images are all that is in memory of a scan at once.
     """
     volumes: dict[str, Array] = {}
     facts: list[dict[str, Any]] = []

@@ -57,6 +57,11 @@ class Stored:
         return self.attributes.get("n_samples")
 
     @property
+    def antithetic(self) -> bool:
+        """Whether samples 0 and 1, 2 and 3, ... are pairs with noise of opposite signs."""
+        return bool(self.report.get("recipe", {}).get("antithetic"))
+
+    @property
     def created(self) -> datetime:
         """When the file was written, UTC."""
         return datetime.fromtimestamp(int(self.path.stat().st_mtime), UTC)

@@ -16,7 +16,8 @@ region's error is told with local rms values in place of e and s, in which chanc
 Sampling error. Of Gaussian pixels the std of n samples is off by 1 / sqrt(2 (n - 1)) of itself and their mean by
 s / sqrt(n). So were the samples exact and Gaussian, r - m would be s sqrt(1 + 1/n) t with Student's t of n - 1 degrees
 of freedom, and the interval of coverage c is m +- q s with q = t_{n-1}((1 + c) / 2) sqrt(1 + 1/n): 2.01 for n = 8 and
-c = 0.9, which tends to the 1.645 of a Gaussian for many samples.
+c = 0.9, which tends to the 1.645 of a Gaussian for many samples. Of antithetic pairs (mrgen.posterior.antithetic) that
+cancel in the mean, n / 2 squares tell the std, so that it is off by 1 / sqrt(n), and q = t_{n/2}((1 + c) / 2): 2.13.
 
 Calibration. The factor is the q that would have covered a share c of the pixels of K fully sampled scans, each of which
 counts alike:
@@ -98,15 +99,21 @@ def ause(error: Values, spread: Values) -> float:
     return float((sparsification(error, spread) - sparsification(error, error)).mean())
 
 
-def std_sampling_error(n: int) -> float:
-    """Relative standard error of the std of n Gaussian samples, 1 / sqrt(2 (n - 1))."""
-    return float(1 / np.sqrt(2 * (n - 1)))
+def freedom(n: int, antithetic: bool) -> int:
+    """Degrees of freedom of the std of n Gaussian samples."""
+    return n // 2 if antithetic else n - 1
 
 
-def exact_factor(n: int, share: float) -> float:
+def std_sampling_error(n: int, antithetic: bool) -> float:
+    """Relative standard error of the std of n Gaussian samples."""
+    return float(1 / np.sqrt(2 * freedom(n, antithetic)))
+
+
+def exact_factor(n: int, share: float, antithetic: bool) -> float:
     """q of the interval that covers `share` if the n samples are exact draws of a Gaussian posterior."""
     # scipy.stats has it too, and takes a second to import
-    return float(scipy.special.stdtrit(n - 1, (1 + share) / 2) * np.sqrt(1 + 1 / n))
+    of_mean = 0 if antithetic else 1 / n
+    return float(scipy.special.stdtrit(freedom(n, antithetic), (1 + share) / 2) * np.sqrt(1 + of_mean))
 
 
 def calibrated_factor(scores: Sequence[Values], share: float) -> float:

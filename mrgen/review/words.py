@@ -120,11 +120,13 @@ def _made(stored: Stored, placement: Placement) -> Markup:
     skipped = {"name", "description", "samples"}
     settings = ", ".join(f"{key} {value}" for key, value in recipe.items() if key not in skipped)
     drawn = stored.samples
+    off = _percent(std_sampling_error(drawn, stored.antithetic)) if drawn else ""
+    pairs = " in antithetic pairs" if stored.antithetic else ""
     reconstruction = {
         "Recipe": recipe["name"],
         "Description": recipe.get("description"),
         "Settings": settings,
-        "Samples": drawn and f"n = {drawn}; the std of a pixel is itself off by {_percent(std_sampling_error(drawn))}",
+        "Samples": drawn and f"n = {drawn}{pairs}; the std of a pixel is itself off by {off}",
         "Seed": report["seed"],
         "mrgen": attributes["mrgen_version"],
         "Written": f"{stored.created:%Y-%m-%d %H:%M} UTC",
@@ -170,8 +172,8 @@ def _limits(stored: Stored, placement: Placement, held: Held) -> Markup:
             "prior and these coil maps; where all of them are wrong in the same way it is dark.",
             "Each sample is an image that fits the data and the prior. A detail that comes and goes between samples is "
             "not settled by the data; one that stays is not proven by that.",
-            f"The std is estimated from n = {drawn} samples, and so off by about {_percent(std_sampling_error(drawn))} "
-            "of itself.",
+            f"The std is estimated from n = {drawn} samples, and so off by about "
+            f"{_percent(std_sampling_error(drawn, stored.antithetic))} of itself.",
         ]
         if interval:
             said.append(

@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from test_html import with_samples
 from test_output import make_result
 
+from mrgen.posterior.antithetic import moments
 from mrgen.review import html
 from mrgen.review.export import Exports
 from mrgen.review.held import Held, hold
@@ -362,6 +364,13 @@ def test_a_drag_measures_what_numpy_does(page):
     )
     page.press("c")
     assert page.roi() == {}
+
+
+def test_the_spread_of_antithetic_samples_is_that_of_pairs(page):
+    values = np.random.default_rng(0).random(6)
+    found = page.driver.execute_script(f"return [variance({values.tolist()}), varianceOfPairs({values.tolist()})]")
+    expected = [moments(torch.from_numpy(values), antithetic)[1].item() for antithetic in (False, True)]
+    np.testing.assert_allclose(found, expected)
 
 
 def test_a_region_by_keys_alone(page):

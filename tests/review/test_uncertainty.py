@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import norm, spearmanr
 from scipy.stats import t as student
 
+from mrgen.posterior.antithetic import moments
 from mrgen.review.uncertainty import (
     ause,
     calibrated_factor,
@@ -39,20 +41,33 @@ def test_exact_samples_need_students_factor(n):
     scale = np.exp(rng.standard_normal(100_000))  # any: the factor does not depend on it
     truth, samples = scale * rng.standard_normal(100_000), scale * rng.standard_normal((n, 100_000))
     error, std = abs(truth - samples.mean(0)), samples.std(0, ddof=1)
-    assert coverage(error, std, exact_factor(n, 0.9)) == pytest.approx(0.9, abs=0.004)
-    assert calibrated_factor([error / std], 0.9) == pytest.approx(exact_factor(n, 0.9), rel=0.015)
+    assert coverage(error, std, exact_factor(n, 0.9, False)) == pytest.approx(0.9, abs=0.004)
+    assert calibrated_factor([error / std], 0.9) == pytest.approx(exact_factor(n, 0.9, False), rel=0.015)
 
 
 def test_the_factor_of_many_samples_is_the_gaussian_one():
-    assert exact_factor(8, 0.9) == pytest.approx(2.0096, abs=1e-3)
-    assert exact_factor(100_000, 0.9) == pytest.approx(1.6449, abs=1e-3)
+    assert exact_factor(8, 0.9, False) == pytest.approx(2.0096, abs=1e-3)
+    assert exact_factor(100_000, 0.9, False) == pytest.approx(1.6449, abs=1e-3)
 
 
 def test_the_sampling_error_of_the_std_is_that_of_many_repetitions():
     std = RNG(2).standard_normal((8, 100_000)).std(0, ddof=1)
-    assert std.std() / std.mean() == pytest.approx(std_sampling_error(8), rel=0.04)
+    assert std.std() / std.mean() == pytest.approx(std_sampling_error(8, False), rel=0.04)
     std = RNG(2).standard_normal((64, 20_000)).std(0, ddof=1)
-    assert std.std() / std.mean() == pytest.approx(std_sampling_error(64), rel=0.03)
+    assert std.std() / std.mean() == pytest.approx(std_sampling_error(64, False), rel=0.03)
+
+
+@pytest.mark.parametrize("n", [4, 8])
+def test_antithetic_samples_need_students_factor_of_half_as_many(n):
+    rng = RNG(3)
+    truth, first = rng.standard_normal(100_000), rng.standard_normal((n // 2, 100_000))
+    samples = torch.from_numpy(np.stack([first, -first], axis=1).reshape(n, -1))
+    mean, variance, of_mean = (values.numpy() for values in moments(samples, True))
+    assert abs(mean).max() < 1e-12
+    assert abs(of_mean).max() < 1e-12
+    std = np.sqrt(variance)
+    assert coverage(abs(truth), std, exact_factor(n, 0.9, True)) == pytest.approx(0.9, abs=0.004)
+    assert std.std() / std.mean() == pytest.approx(std_sampling_error(n, True), rel=0.2 if n == 4 else 0.08)
 
 
 def test_scans_count_alike_whatever_their_size():

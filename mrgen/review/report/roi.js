@@ -7,6 +7,20 @@ function inside({ x, y, width, height }) {
   return right > left && bottom > top ? { x: left, y: top, width: right - left, height: bottom - top } : null;
 }
 
+/** Estimated from independent values. */
+function variance(values) {
+  const mean = values.reduce((a, b) => a + b) / values.length;
+  return values.reduce((a, b) => a + (b - mean) ** 2, 0) / (values.length - 1);
+}
+
+/** Estimated from values of antithetic pairs, 0 and 1, 2 and 3, ...: that of half their difference and of their mean. */
+function varianceOfPairs(values) {
+  const firsts = values.filter((_, i) => i % 2 === 0);
+  const centres = firsts.map((value, j) => (value + values[2 * j + 1]) / 2);
+  const odd = firsts.reduce((a, value, j) => a + ((value - values[2 * j + 1]) / 2) ** 2, 0) / firsts.length;
+  return odd + (firsts.length > 1 ? variance(centres) : 0);
+}
+
 /** Mean and standard deviation over the region's pixels (divided by their number). */
 function statistics(values, { x, y, width, height }) {
   let [sum, squares] = [0, 0];
@@ -57,8 +71,7 @@ async function roiTable(region, slice, sample) {
   }
   if (sampled(slice)) {
     const means = (await samplesOf(slice)).map((values) => statistics(values, region).mean);
-    const mean = means.reduce((a, b) => a + b) / means.length;
-    const spread = Math.sqrt(means.reduce((a, b) => a + (b - mean) ** 2, 0) / (means.length - 1));
+    const spread = Math.sqrt(facts.samples.antithetic ? varianceOfPairs(means) : variance(means));
     body.append(row("spread", `std of the ROI mean over ${means.length} samples`, spread, ""));
   }
   const note = document.createElement("p");
