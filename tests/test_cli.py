@@ -54,6 +54,16 @@ def full(write_scan, phantom, header) -> Path:
     return write_scan("head.h5", kspace=kspace, ismrmrd_header=header((64, 64), rec=(48, 56)))
 
 
+def test_antithetic_samples_come_in_pairs(mrgen, tmp_path):
+    code, _, error = mrgen("recon", "a.h5", "--R", 8, "--samples", 5, "-o", tmp_path)
+    message = "mrgen: error: --samples 5: expected an even number, as recipe 'posterior' draws antithetic pairs\n"
+    assert (code, error) == (1, message)
+    own = tmp_path / "own.toml"
+    own.write_text('description = "own"\nsamples = 5\nantithetic = true\n')
+    error = mrgen("recon", "a.h5", "--R", 8, "--recipe", own, "-o", tmp_path)[2]
+    assert "antithetic: antithetic samples come in pairs: expected an even number of samples, found 5" in error
+
+
 @pytest.mark.parametrize("given", [["--processes", 3], ["--processes=3"]])
 def test_a_command_becomes_several_processes(mrgen, tmp_path, monkeypatch, given):
     become = []

@@ -153,7 +153,7 @@ def quantiles(samples: Values, share: float) -> tuple[Values, Values] | None:
     """The (1 - share) / 2 and (1 + share) / 2 quantiles over the first axis, None where n is too small to have them.
 
     Of quantiles at p (n + 1), "Weibull" ones, so that a new sample falls between the two with probability `share`
-    (Hyndman and Fan 1996, definition 6); that takes p (n + 1) >= 1, 19 samples for 90 %.
+    (Hyndman and Fan 1996, definition 6); that takes p (n + 1) >= 1, 19 samples for 90 %. Of antithetic pairs nearly so.
     """
     low = (1 - share) / 2
     if low * (len(samples) + 1) < 1 - 1e-9:

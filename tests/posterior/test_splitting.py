@@ -1,5 +1,7 @@
 """The linear-Gaussian posterior and half-quadratic splitting against their closed forms."""
 
+from dataclasses import replace
+
 import gaussian
 import pytest
 import torch
@@ -8,6 +10,8 @@ from torch import Tensor
 
 from mrgen.errors import MrgenError
 from mrgen.physics.operators import Fourier
+from mrgen.posterior.antithetic import moments
+from mrgen.posterior.draws import DrawPerSample
 from mrgen.posterior.splitting import CONVERGED, gaussian_posterior, split
 
 N = SHAPE[0] * SHAPE[1]
@@ -30,6 +34,18 @@ def test_draws_of_the_gaussian_posterior_have_its_variance() -> None:
     scale = variance.sqrt().flatten()
     error = flat.T @ flat.conj() / n - c.covariance
     assert (error.abs() / scale[:, None] / scale[None]).max() < 0.08
+
+
+def test_antithetic_draws_of_the_gaussian_posterior_have_its_mean_whatever_their_number() -> None:
+    c = case()
+    single = replace(c.slice_, kspace=c.slice_.kspace.to(torch.complex64), maps=c.slice_.maps.to(torch.complex64))
+    draws = DrawPerSample(torch.Generator().manual_seed(2), antithetic=True)
+    samples = gaussian_posterior(single, 4, 60, draws, power().float())
+    mean, variance, of_mean = moments(samples, antithetic=True)
+    scale = c.covariance.diagonal().real.reshape(SHAPE).sqrt()
+    assert ((mean - c.mean).abs() / scale).max() < 0.01
+    assert (of_mean.sqrt() / scale).max() < 0.01
+    assert 0.5 < (variance.sqrt() / scale).mean() < 1.5
 
 
 def fixed_point(c: gaussian.Case, sigma: float, regularisation: float) -> Tensor:
