@@ -94,8 +94,9 @@ def posterior_samples(
     Sampling starts from CG-SENSE plus noise at recipe.sigma_max, or sigma_max_sets, where the low frequencies, stronger
     than that, are measured. `progress(done, total)` counts the images that the network has denoised, `batch` at a time.
     Of `generator`, on any device, one number is drawn: sample i depends on that and i, not on how many samples there
-    are; with `recipe.antithetic` samples 0 and 1, 2 and 3, ... are pairs (mrgen.posterior.antithetic). Raises MrgenError on NaN, for a start beyond the noise that the prior was trained on, and as
-    `training_sampling` and `Batch` do.
+    are; with `recipe.antithetic` samples 0 and 1, 2 and 3, ... are pairs (mrgen.posterior.antithetic). Raises
+    MrgenError on NaN, for a start beyond the noise that the prior was trained on, and as `training_sampling` and
+    `Batch` do.
     """
     highest = recipe.highest(slice_.sets)
     _refuse_unfit(prior, recipe, "sigma_max" if highest == recipe.sigma_max else "sigma_max_sets")
