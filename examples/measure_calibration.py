@@ -120,7 +120,7 @@ def measure(slice_: Slice, truth: Array, prior: Prior, recipe: Recipe, generator
     def again(given: Slice, n: int) -> Tensor:
         return draw(given, prior, recipe.model_copy(update={"samples": n}), generator)
 
-    check = check_withheld(slice_, again, generator)
+    check = check_withheld(slice_, again, generator, recipe.antithetic)
     assert slice_.reference is not None
     inside, n = body(truth), recipe.samples
     images = samples.abs().numpy(force=True).astype(np.float64)

@@ -58,7 +58,7 @@ class Ratio:
     lines: int  # withheld, or points where the mask is one of points
 
 
-def withheld_ratio(slice_: Slice, withheld: Tensor, samples: Tensor, antithetic: bool = False) -> Ratio:
+def withheld_ratio(slice_: Slice, withheld: Tensor, samples: Tensor, antithetic: bool) -> Ratio:
     """`samples` (n, y, x), complex, drawn without `withheld` (kx,) or (ky, kx), against all of `slice_`."""
     predicted = slice_.operator(torch.ones_like(slice_.mask)).forward(samples)
     mean, variance, of_mean = moments(predicted, antithetic)
@@ -72,7 +72,7 @@ def withheld_ratio(slice_: Slice, withheld: Tensor, samples: Tensor, antithetic:
 
 
 def check_withheld(
-    slice_: Slice, draw: Callable[[Slice, int], Tensor], generator: torch.Generator, antithetic: bool = False
+    slice_: Slice, draw: Callable[[Slice, int], Tensor], generator: torch.Generator, antithetic: bool
 ) -> dict[str, Any] | None:
     """The ratio above with samples by `draw` (slice, n) -> (n, y, x), ready for JSON; None without a line to withhold.
 

@@ -12,6 +12,7 @@ import torch
 from mrgen.physics.fourier import ifft2c
 from mrgen.physics.operators import sense
 from mrgen.posterior.check import audit, check_withheld, measured_part, withheld_ratio
+from mrgen.posterior.draws import DrawPerSample
 from mrgen.posterior.splitting import gaussian_posterior
 from mrgen.scans.scan import Slice
 
@@ -37,15 +38,16 @@ def scan(g: torch.Generator) -> tuple[Slice, torch.Tensor]:
     return Slice(kspace, mask, maps, SIGMA0, 1.0, None), image
 
 
-def ratios(belief: float, repetitions: int = 30) -> tuple[np.ndarray, np.ndarray]:
+def ratios(belief: float, repetitions: int = 30, antithetic: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """ratio^2 and its standard error for samples that take the power of the image for `belief` times what it is."""
     g, found = torch.Generator().manual_seed(3), []
 
     def draw(given: Slice, n: int) -> torch.Tensor:
-        return gaussian_posterior(given, n, 60, g, belief * power())
+        source = DrawPerSample(g, antithetic=True) if antithetic else g
+        return gaussian_posterior(given, n, 60, source, belief * power())
 
     for _ in range(repetitions):
-        check = check_withheld(scan(g)[0], draw, g)
+        check = check_withheld(scan(g)[0], draw, g, antithetic)
         assert check is not None
         assert check["lines"] == 2
         found.append((check["ratio"] ** 2, 2 * check["ratio"] * check["standard_error"]))
@@ -53,8 +55,9 @@ def ratios(belief: float, repetitions: int = 30) -> tuple[np.ndarray, np.ndarray
     return squares, errors
 
 
-def test_an_exact_posterior_has_the_ratio_one_and_its_standard_error():
-    squares, errors = ratios(1.0)
+@pytest.mark.parametrize("antithetic", [False, True])
+def test_an_exact_posterior_has_the_ratio_one_and_its_standard_error(antithetic):
+    squares, errors = ratios(1.0, antithetic=antithetic)
     assert squares.mean() == pytest.approx(1, abs=2.5 * squares.std() / np.sqrt(len(squares)))
     assert np.median(errors) == pytest.approx(squares.std(), rel=0.5)
     assert squares.std() < 0.5
@@ -76,19 +79,20 @@ def test_the_ratio_is_that_of_its_definition():
     y = slice_.kspace.numpy()[..., withheld.numpy() > 0]
     error = (abs(y - predicted.mean(0)) ** 2).sum()
     expected = (4 / 3 * predicted.var(0, ddof=1) + SIGMA0**2).sum()
-    found = withheld_ratio(slice_, withheld, samples)
+    found = withheld_ratio(slice_, withheld, samples, antithetic=False)
     assert found.ratio == pytest.approx(np.sqrt(error / expected), rel=1e-4)
     assert found.lines == 2
     points = withheld.expand(SHAPE).clone()
     points[::2] = 0
-    assert withheld_ratio(replace(slice_, mask=slice_.mask.expand(SHAPE)), points, samples).lines == 2 * SHAPE[0] // 2
+    in_2d = withheld_ratio(replace(slice_, mask=slice_.mask.expand(SHAPE)), points, samples, antithetic=False)
+    assert in_2d.lines == 2 * SHAPE[0] // 2
 
 
 def test_a_scan_of_the_centre_alone_has_nothing_to_withhold():
     slice_, _ = scan(torch.Generator().manual_seed(0))
     mask = torch.zeros(SHAPE[1])
     mask[15:26] = 1
-    assert check_withheld(replace(slice_, mask=mask), lambda s, n: torch.empty(0), torch.Generator()) is None
+    assert check_withheld(replace(slice_, mask=mask), lambda s, n: torch.empty(0), torch.Generator(), True) is None
 
 
 def test_the_projection_is_the_dense_one_and_the_shares_add_up():
