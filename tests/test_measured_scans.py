@@ -90,8 +90,8 @@ def test_runs_once_and_again_what_changed(
         return [line.removeprefix(f"{work}/brain_a/") for line in ran]
 
     main = ["R2 zero-filled", "R2 sense", "R4 zero-filled", "R4 sense"]
-    assert run("--samples", "3") == [*main, "R2 gaussian", "R4 gaussian"]
-    assert run("--samples", "3") == []
+    assert run("--samples", "4") == [*main, "R2 gaussian", "R4 gaussian"]
+    assert run("--samples", "4") == []
     assert run("--samples", "2") == ["R2 gaussian", "R4 gaussian"]
     (work / "brain_a/R4/sense-seed0.json").unlink()
     assert run("--samples", "2", "--pages") == []

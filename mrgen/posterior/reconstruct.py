@@ -153,7 +153,12 @@ def draw(
     progress: Callable[[int, int], None] | None = None,
     batch: Batch | None = None,
 ) -> Tensor:
-    """Complex samples (n, y, x) of a recipe that draws; the arguments are those of `posterior_samples`."""
+    """Complex samples (n, y, x) of a recipe that draws; the arguments are those of `posterior_samples`.
+
+    Raises MrgenError for an odd number of antithetic samples, too.
+    """
+    if recipe.antithetic and recipe.samples % 2:
+        raise MrgenError(f"{recipe.samples} samples: antithetic ones come in pairs, expected an even number")
     if recipe.method == "gaussian":
         draws = DrawPerSample(generator, recipe.antithetic)
         return gaussian_posterior(slice_, recipe.samples, recipe.cg_iterations, draws)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mrgen.errors import MrgenError
+from mrgen.posterior.antithetic import moments
 from mrgen.posterior.batch import Batch
 from mrgen.posterior.reconstruct import posterior_samples, reconstruct
 from mrgen.prior.denoiser import Denoiser
@@ -101,6 +102,18 @@ def test_gaussian_recipe_gives_statistics_of_magnitudes() -> None:
     torch.testing.assert_close(five.std, five.samples.std(0))
     assert (five.samples >= 0).all()
     torch.testing.assert_close(eight.samples[:5], five.samples)  # a sample does not depend on the others
+
+
+def test_statistics_of_antithetic_samples_are_those_of_pairs() -> None:
+    wanted = recipe(method="gaussian").model_copy(update={"samples": 6, "antithetic": True})
+    found = reconstruct(slice_(), None, wanted, torch.Generator().manual_seed(0))
+    assert found.samples is not None
+    assert found.std is not None
+    mean, variance, _ = moments(found.samples, antithetic=True)
+    torch.testing.assert_close(found.mean, mean)
+    torch.testing.assert_close(found.std, variance.sqrt())
+    with pytest.raises(MrgenError, match="5 samples: antithetic ones come in pairs, expected an even number"):
+        reconstruct(slice_(), None, wanted.model_copy(update={"samples": 5}), torch.Generator())
 
 
 @pytest.mark.parametrize("method", ["pnp", "red"])
