@@ -12,8 +12,8 @@ from mrgen.review.uncertainty import std_sampling_error
 def spread_lines(n: int, antithetic: bool, interval: dict[str, Any] | None) -> list[str]:
     """What the std of n samples is, and what it is not."""
     off = f"the std of a pixel is off by {std_sampling_error(n, antithetic):.0%} of itself"
-    of_mean = "the mean by little, as pairs err to opposite sides" if antithetic else f"the mean by {n**-0.5:.2f} std"
-    lines = [f"spread  n = {n} samples: {off}, {of_mean} (one sigma)"]
+    of_mean = "by little, as pairs err to opposite sides" if antithetic else f"by {n**-0.5:.2f} std (one sigma)"
+    lines = [f"spread  n = {n} samples: {off}, the mean {of_mean}"]
     if interval is None:
         return [*lines, "        posterior spread, not calibrated: see mrgen calibrate"]
     return [
