@@ -56,7 +56,7 @@ def full(write_scan, phantom, header) -> Path:
 
 def test_antithetic_samples_come_in_pairs(mrgen, tmp_path):
     code, _, error = mrgen("recon", "a.h5", "--R", 8, "--samples", 5, "-o", tmp_path)
-    message = "mrgen: error: --samples 5: expected an even number, as recipe 'posterior' draws antithetic pairs\n"
+    message = "mrgen: error: 5 samples: antithetic ones come in pairs, expected an even number\n"
     assert (code, error) == (1, message)
     own = tmp_path / "own.toml"
     own.write_text('description = "own"\nsamples = 5\nantithetic = true\n')
@@ -79,7 +79,9 @@ def test_a_command_becomes_several_processes(mrgen, tmp_path, monkeypatch, given
     monkeypatch.chdir(tmp_path)
     (tmp_path / "scans").mkdir()
     missing = mrgen("recon", *given, "a.h5", "--R", 8, "-o", "out")
-    assert missing[2] == "mrgen: error: no such file: a.h5\n"  # told once, by who becomes none
+    assert (
+        missing[2] == "mrgen: error: a.h5: there is no such file, expected raw data: check the path\n"
+    )  # told once, by who becomes none
     (tmp_path / "a.h5").touch()
     for name, rest in (
         ("recon", ["a.h5", "--R", "8", "-o", "out"]),

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from mrgen.errors import MrgenError
 from mrgen.prior.distributed import Processes, join
+from mrgen.scans.files import check_file
 
 HOST_THREADS = 4  # beside a GPU, of a process: more of them wait more than they work
 OTHERS_MAY_TAKE = timedelta(days=30)  # with their scans, while a process of torchrun that has done its own waits
@@ -58,15 +59,14 @@ def become(count: int, files: Iterable[Path] = ()) -> None:
     """So many processes by torchrun, which run this very command, or nothing where one is enough.
 
     Each has its share of the CPU's threads, if OMP_NUM_THREADS says nothing else. Raises MrgenError for `files` that
-    are missing, which otherwise each would tell, and in a process of torchrun.
+    cannot be read, which otherwise each would tell, and in a process of torchrun.
     """
     if count == 1:
         return
     if "WORLD_SIZE" in os.environ:
         raise MrgenError(f"--processes {count}: torchrun (WORLD_SIZE is set) says how many there are; leave it out")
     for file in files:
-        if not file.exists():
-            raise MrgenError(f"no such file: {file}")
+        check_file(file, "raw data")
     given, command = iter(sys.argv[1:]), []
     for argument in given:
         if argument == "--processes":

@@ -42,6 +42,7 @@ from mrgen.cli.spread import check_lines, spread_lines
 from mrgen.errors import MrgenError
 from mrgen.physics.masks import PATTERNS, achieved_acceleration
 from mrgen.posterior.batch import Batch
+from mrgen.posterior.reconstruct import refuse_half_pairs
 from mrgen.prior.distributed import ALONE, Processes, silent
 from mrgen.prior.files import bundled_prior, load_prior
 from mrgen.review.calibration import read_calibration
@@ -124,9 +125,10 @@ def load_recipe(name: str, samples: int | None, prior: Path | None, save_samples
         raise MrgenError(f"recipe {name!r} draws no samples: leave out --save-samples and --dicom-samples")
     if prior is not None and not recipe.learned:
         raise MrgenError(f"recipe {name!r} uses no prior: leave out --prior")
-    if recipe.antithetic and (samples or 0) % 2:
-        raise MrgenError(f"--samples {samples}: expected an even number, as recipe {name!r} draws antithetic pairs")
-    return recipe if samples is None else recipe.model_copy(update={"samples": samples})
+    if samples is not None:
+        recipe = recipe.model_copy(update={"samples": samples})
+        refuse_half_pairs(recipe)
+    return recipe
 
 
 @dataclass(frozen=True)

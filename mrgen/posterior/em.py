@@ -59,7 +59,9 @@ def network_steps(
     """
     if device != "cpu" and (own := local_device(device)) != device:
         torch.cuda.set_device(own)
-    recipe = load(Recipe, protocol.em.recipe).model_copy(update={"antithetic": False})  # no mean of them is wanted
+    recipe = load(Recipe, protocol.em.recipe).model_copy(
+        update={"antithetic": False}
+    )  # heldout.score takes independent ones
     if recipe.method != "posterior":
         raise MrgenError(f"recipe {protocol.em.recipe!r} draws no samples: name a posterior recipe in [em] recipe")
     network = protocol.network.model_copy(update={"condition": diffem})

@@ -145,6 +145,12 @@ def conditional_samples(
     return samples
 
 
+def refuse_half_pairs(recipe: Recipe) -> None:
+    """Raises MrgenError for an odd number of antithetic samples."""
+    if recipe.antithetic and recipe.samples % 2:
+        raise MrgenError(f"{recipe.samples} samples: antithetic ones come in pairs, expected an even number")
+
+
 def draw(
     slice_: Slice,
     prior: Prior | None,
@@ -157,8 +163,7 @@ def draw(
 
     Raises MrgenError for an odd number of antithetic samples, too.
     """
-    if recipe.antithetic and recipe.samples % 2:
-        raise MrgenError(f"{recipe.samples} samples: antithetic ones come in pairs, expected an even number")
+    refuse_half_pairs(recipe)
     if recipe.method == "gaussian":
         draws = DrawPerSample(generator, recipe.antithetic)
         return gaussian_posterior(slice_, recipe.samples, recipe.cg_iterations, draws)

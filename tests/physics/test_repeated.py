@@ -39,3 +39,16 @@ def test_a_gpu_replays_a_step_as_often_as_it_is_wanted() -> None:
     check("cuda")
     with torch.inference_mode():
         check("cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
+def test_a_gpu_without_memory_for_a_recording_runs_each_step() -> None:
+    def greedy(a: Tensor, n: Tensor) -> tuple[Tensor]:
+        if torch.cuda.is_current_stream_capturing():
+            torch.empty(2**50, device=a.device)
+        return (2 * a + n,)
+
+    (found,) = repeated(greedy, (torch.ones(3, device="cuda"),), torch.arange(4.0, device="cuda"))
+    assert torch.equal(found.cpu(), torch.full((3,), 27.0))  # 2, 5, 12, 27
+    check("cuda")
