@@ -79,9 +79,8 @@ def test_a_command_becomes_several_processes(mrgen, tmp_path, monkeypatch, given
     monkeypatch.chdir(tmp_path)
     (tmp_path / "scans").mkdir()
     missing = mrgen("recon", *given, "a.h5", "--R", 8, "-o", "out")
-    assert (
-        missing[2] == "mrgen: error: a.h5: there is no such file, expected raw data: check the path\n"
-    )  # told once, by who becomes none
+    once = "mrgen: error: a.h5: there is no such file, expected a scan: check the path\n"
+    assert missing[2] == once
     (tmp_path / "a.h5").touch()
     for name, rest in (
         ("recon", ["a.h5", "--R", "8", "-o", "out"]),

@@ -66,7 +66,7 @@ def become(count: int, files: Iterable[Path] = ()) -> None:
     if "WORLD_SIZE" in os.environ:
         raise MrgenError(f"--processes {count}: torchrun (WORLD_SIZE is set) says how many there are; leave it out")
     for file in files:
-        check_file(file, "raw data")
+        check_file(file, "a scan")
     given, command = iter(sys.argv[1:]), []
     for argument in given:
         if argument == "--processes":

@@ -59,9 +59,8 @@ def network_steps(
     """
     if device != "cpu" and (own := local_device(device)) != device:
         torch.cuda.set_device(own)
-    recipe = load(Recipe, protocol.em.recipe).model_copy(
-        update={"antithetic": False}
-    )  # heldout.score takes independent ones
+    # heldout.score takes independent samples
+    recipe = load(Recipe, protocol.em.recipe).model_copy(update={"antithetic": False})
     if recipe.method != "posterior":
         raise MrgenError(f"recipe {protocol.em.recipe!r} draws no samples: name a posterior recipe in [em] recipe")
     network = protocol.network.model_copy(update={"condition": diffem})
